@@ -1,0 +1,1 @@
+"""A hospital: its image store, its settings, and what it answers to the coordinator."""

@@ -1,0 +1,292 @@
+"""One hospital: its folder, and what it does when it is asked.
+
+::
+
+    site/
+      site.json       name, whether examples may be shown           (the hospital's settings)
+      study.json      the approved study                            (a request for any other digest is refused)
+      store/          decoded images: read here, sent nowhere
+      state/          gan-<class>-<round>.safetensors: D and both optimizers, the last two rounds; never sent
+      answers/        what was computed, to be sent again after a kill
+      archive/        synthetic shards received, named by digest
+
+    request --check study--> stored answer? --> train / score --> state, then answer, to disk --> reply
+
+The order on disk is the guarantee: the state of round r is written before its answer, and the state of round r - 1 is still
+there until round r + 1, so a kill between the two repeats round r from the same state and the same random stream: the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from xfed.client.answers import Answers
+from xfed.client.measures import measure_archive
+from xfed.client.store import Store, open_store
+from xfed.common import messages as m
+from xfed.common.classifier import predict, sigmoid_decay, train_round
+from xfed.common.config import Study, parse_study
+from xfed.common.devices import choose_device, memory_format
+from xfed.common.durable import write_json
+from xfed.common.errors import DataError, RefusedError, XfedError
+from xfed.common.gan import new_gan_state, train_gan_round
+from xfed.common.metrics import score_sums, to_arrays
+from xfed.common.randomness import torch_generator
+from xfed.common.registry import build_classifier
+from xfed.common.version import SOFTWARE
+from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, save_arrays
+
+__all__ = ["Site", "SiteSettings", "found_site"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """What the hospital decides for itself."""
+
+    name: str
+    share_examples: bool = False
+
+
+def found_site(folder: Path, settings: SiteSettings, study: Study) -> None:
+    """Write a site's settings and its approved study; the store is made by an import."""
+    write_json(folder / "site.json", {"name": settings.name, "share_examples": settings.share_examples})
+    write_json(folder / "study.json", study.resolved())
+
+
+class Site:
+    """A hospital that answers requests about one study. Raises `DataError` when its folder is incomplete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            settings = json.loads((folder / "site.json").read_text())
+            self.settings = SiteSettings(name=settings["name"], share_examples=settings["share_examples"])
+            self.study = parse_study(json.loads((folder / "study.json").read_text()), str(folder / "study.json"))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder} is not a site's folder ({error}); found one before answering") from error
+        self._answers = Answers(folder / "answers")
+
+    @cached_property
+    def store(self) -> Store:
+        """The image store, opened when first needed. Raises `DataError` when it does not fit the study."""
+        store = open_store(self.folder / "store")
+        if store.classes != self.study.classes or store.size != self.study.image_size:
+            raise DataError(
+                f"{store.folder} holds {store.size} px images of {', '.join(store.classes)}; the study wants "
+                f"{self.study.image_size} px of {', '.join(self.study.classes)}. Import again with the study's size and classes."
+            )
+        return store
+
+    def answer(self, request: m.Request) -> m.Reply:
+        """Do what is asked, or answer with a `Refusal` that says why not."""
+        try:
+            if request.study != self.study.digest:
+                raise RefusedError(
+                    f"the request is for study {request.study[:12]}, this site approved {self.study.digest[:12]}"
+                )
+            stored = self._answers.find(request)
+            if stored is not None:
+                return stored
+            return self._compute(request)
+        except XfedError as error:
+            return m.Refusal(site=self.settings.name, error=type(error).__name__, reason=str(error))
+
+    def _compute(self, request: m.Request) -> m.Reply:
+        match request:
+            case m.Describe():
+                return self._describe()
+            case m.TrainGan():
+                return self._kept(request, self._train_gan(request))
+            case m.OfferArchive():
+                return self._wanted(request)
+            case m.KeepArchive():
+                return self._keep_archive(request)
+            case m.TrainClassifier():
+                return self._kept(request, self._train_classifier(request))
+            case m.ScoreClassifier():
+                return self._kept(request, self._score(request))
+            case m.MeasureArchive():
+                return self._kept(request, self._measure(request))
+            case m.ShowExamples():
+                return self._show(request)
+        raise RefusedError(f"this site does not know the request {type(request).__name__}")
+
+    def _kept(self, request: m.Request, reply: m.Reply) -> m.Reply:
+        self._answers.keep(request, reply)
+        return reply
+
+    @property
+    def _device(self) -> torch.device:
+        return choose_device(self.study.runtime.device)
+
+    def _describe(self) -> m.Description:
+        return m.Description(
+            site=self.settings.name,
+            patients=len(np.unique(self.store.patients)),
+            share_examples=self.settings.share_examples,
+            software=SOFTWARE,
+            counts={"counts": self.store.counts()},
+        )
+
+    def _class_position(self, class_name: str) -> int:
+        if class_name not in self.study.classes:
+            raise RefusedError(f"{class_name!r} is not a class of this study")
+        return self.study.classes.index(class_name)
+
+    def _train_gan(self, request: m.TrainGan) -> m.GanUpdate:
+        study, name = self.study, self.settings.name
+        rows = self.store.rows("train", self._class_position(request.class_name))
+        if len(rows) < study.gan.minimum_images:
+            raise RefusedError(
+                f"too few training images of {request.class_name}: {len(rows)} < {study.gan.minimum_images}"
+            )
+        started = time.perf_counter()
+        state = new_gan_state(study, self._device, "discriminator", name, request.class_name)
+        previous = self._state_before(request)
+        if previous is not None:
+            state.restore(load_arrays(previous)[0])
+        load_parameters(state.generator, request.weights)
+        rng = torch_generator(study.seed, "gan", name, request.class_name, request.round)
+        losses = train_gan_round(state, self.store.images, rows, study.gan, rng, study.precision)
+        save_arrays(self._state_path(request.class_name, request.round), state.arrays(), {"study": study.digest})
+        self._prune_states(request)
+        return m.GanUpdate(
+            site=name,
+            images=len(rows),
+            loss_g=losses.generator,
+            loss_d=losses.discriminator,
+            seconds=time.perf_counter() - started,
+            weights=parameters_of(state.generator),
+        )
+
+    def _state_path(self, class_name: str, round: int) -> Path:
+        return self.folder / "state" / f"gan-{class_name.replace(' ', '_')}-{round:06d}.safetensors"
+
+    def _states(self, class_name: str) -> list[tuple[int, Path]]:
+        stem = f"gan-{class_name.replace(' ', '_')}-"
+        paths = (self.folder / "state").glob(f"{stem}??????.safetensors")
+        return sorted((int(path.stem.removeprefix(stem)), path) for path in paths)
+
+    def _state_before(self, request: m.TrainGan) -> Path | None:
+        earlier = [path for round, path in self._states(request.class_name) if round < request.round]
+        return earlier[-1] if earlier else None
+
+    def _prune_states(self, request: m.TrainGan) -> None:
+        for round, path in self._states(request.class_name):
+            if round < request.round - 1:
+                path.unlink(missing_ok=True)
+
+    def _wanted(self, request: m.OfferArchive) -> m.ArchiveWanted:
+        digests = request.digests.split(",")
+        missing = [str(i) for i, digest in enumerate(digests) if not self._shard_path(digest).is_file()]
+        write_json(self.folder / "archive" / "offer.json", {"root": request.root, "shards": digests})
+        return m.ArchiveWanted(site=self.settings.name, missing=",".join(missing))
+
+    def _shard_path(self, digest: str) -> Path:
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise RefusedError(f"{digest[:80]!r} is not the digest of a shard")
+        return self.folder / "archive" / f"{digest}.safetensors"
+
+    def _keep_archive(self, request: m.KeepArchive) -> m.ArchiveKept:
+        path = self._shard_path(request.digest)
+        images, labels = request.arrays.get("images"), request.arrays.get("labels")
+        side = self.study.image_size
+        if (
+            images is None
+            or labels is None
+            or images.dtype != np.uint8
+            or images.shape != (len(labels), side, side)
+            or labels.dtype != np.int64
+            or (len(labels) and not (labels.min() >= 0 and labels.max() < len(self.study.classes)))
+            or digest_of(request.arrays) != request.digest
+        ):
+            raise RefusedError(f"archive shard {request.shard} is not what its digest or this study says")
+        save_arrays(path, request.arrays, {})
+        return m.ArchiveKept(site=self.settings.name, digest=request.digest)
+
+    def _archive(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """All synthetic images uint8 [n, S, S] and labels int64 [n] that the coordinator sent."""
+        offer_path = self.folder / "archive" / "offer.json"
+        if not offer_path.is_file():
+            raise RefusedError("the synthetic archive has not been offered to this site yet")
+        return _read_shards(tuple(self._shard_path(d) for d in json.loads(offer_path.read_text())["shards"]))
+
+    def _model(self, weights: m.Arrays) -> torch.nn.Module:
+        model = build_classifier(self.study)
+        load_parameters(model, weights)
+        device = self._device
+        return model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
+
+    def _train_classifier(self, request: m.TrainClassifier) -> m.ClassifierUpdate:
+        settings, store = self.study.classifier, self.store
+        rows = store.rows("train")
+        if not len(rows):
+            raise RefusedError("this site has no training images")
+        if request.arm not in settings.arms:
+            raise RefusedError(f"{request.arm!r} is not an arm of this study")
+        started = time.perf_counter()
+        synthetic: tuple[Any, Any] = self._archive() if request.arm == "DS3" else (None, None)
+        model = self._model(request.weights)
+        steps = settings.steps_per_round or max(1, round(len(rows) / settings.batch))
+        loss = train_round(
+            model,
+            store.images[rows],
+            store.labels[rows],
+            *synthetic,
+            settings=settings,
+            learning_rate=sigmoid_decay(settings.learning_rate, request.round, settings.rounds),
+            steps=steps,
+            generator=torch_generator(self.study.seed, "classifier", self.settings.name, request.arm, request.round),
+            precision=self.study.precision,
+            device=self._device,
+        )
+        return m.ClassifierUpdate(
+            site=self.settings.name,
+            images=len(rows),
+            loss=loss,
+            seconds=time.perf_counter() - started,
+            weights=parameters_of(model),
+        )
+
+    def _score(self, request: m.ScoreClassifier) -> m.Scores:
+        if request.split not in ("validation", "test"):
+            raise RefusedError(f"{request.split!r} is not a split that is scored")
+        rows = self.store.rows(request.split)
+        probabilities = predict(
+            self._model(request.weights), self.store.images[rows], device=self._device, precision=self.study.precision
+        )
+        sums = score_sums(probabilities, self.store.labels[rows], self.store.patients[rows])
+        return m.Scores(site=self.settings.name, sums=to_arrays(sums))
+
+    def _measure(self, request: m.MeasureArchive) -> m.ArchiveMeasured:
+        images, labels = self._archive()
+        model = self._model(request.weights)
+        arrays = measure_archive(model, self.store, images, labels, self._device, self.study.precision)
+        return m.ArchiveMeasured(site=self.settings.name, arrays=arrays)
+
+    def _show(self, request: m.ShowExamples) -> m.Examples:
+        if not self.settings.share_examples:
+            raise RefusedError("this site does not show real images")
+        side, count = self.store.size, min(request.count, 16)
+        shown = np.zeros((len(self.study.classes), count, side, side), dtype=np.uint8)
+        for label in range(len(self.study.classes)):
+            rows = self.store.rows("train", label)[:count]
+            shown[label, : len(rows)] = self.store.images[rows]
+        return m.Examples(site=self.settings.name, arrays={"images": shown})
+
+
+@lru_cache(maxsize=4)
+def _read_shards(paths: tuple[Path, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    shards = [load_arrays(path)[0] for path in paths]
+    return (
+        np.concatenate([shard["images"] for shard in shards]),
+        np.concatenate([shard["labels"] for shard in shards]),
+    )

@@ -1,0 +1,1 @@
+"""Shared by both sides: study files, models, training steps, messages, metrics. Imports neither side."""

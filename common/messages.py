@@ -1,0 +1,252 @@
+"""Everything that travels between coordinator and sites, in one place.
+
+::
+
+    coordinator --request--> site                         what the reply carries out of the hospital
+    Describe                 Description                   counts per split and class, number of patients, versions
+    TrainGan                 GanUpdate                     G's float32 weights, number of images, two mean losses
+    OfferArchive             ArchiveWanted                 which shards the site lacks
+    KeepArchive              ArchiveKept                   a digest
+    TrainClassifier          ClassifierUpdate              classifier weights, number of images, a mean loss
+    ScoreClassifier          Scores                        sums: confusion counts, score histograms, patient-level moments
+    MeasureArchive           ArchiveMeasured               sums of features, and a few scores per class
+    ShowExamples             Examples                      images: phantoms only, unless the site allows it
+    (any)                    Refusal                       the reason
+
+A discriminator, an optimizer state, a patient number, a file name or a real image of a patient is in none of them.
+Each request names the study's digest; a site refuses any other study before it reads data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "REPLIES",
+    "REQUESTS",
+    "ArchiveKept",
+    "ArchiveMeasured",
+    "ArchiveWanted",
+    "Arrays",
+    "ClassifierUpdate",
+    "Describe",
+    "Description",
+    "Examples",
+    "GanUpdate",
+    "KeepArchive",
+    "MeasureArchive",
+    "OfferArchive",
+    "Refusal",
+    "Reply",
+    "Request",
+    "ScoreClassifier",
+    "Scores",
+    "ShowExamples",
+    "TrainClassifier",
+    "TrainGan",
+]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+_NONE: dict[str, npt.NDArray[np.float32]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Base of what the coordinator asks. `flower_type` routes it; `study` is the plan's digest."""
+
+    flower_type: ClassVar[str] = "query.ask"
+    study: str
+
+    @property
+    def key(self) -> str:
+        """Names this request among all of its study, for logs and stored answers."""
+        parts = [type(self).__name__]
+        for name in ("class_name", "arm", "split", "shard", "round"):
+            value = getattr(self, name, None)
+            if value is not None:
+                parts.append(str(value).replace(" ", "_"))
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """Base of what a site answers; `site` is the name it gives itself."""
+
+    site: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describe(Request):
+    """Who are you, and what do you hold?"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description(Reply):
+    """`counts`: one array "counts" int64 [3, C], images per split (train, validation, test) and class."""
+
+    patients: int
+    share_examples: bool
+    software: str
+    counts: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGan(Request):
+    """Train class `class_name` for one round from these generator weights (rounds count from 1)."""
+
+    flower_type: ClassVar[str] = "train.gan"
+    class_name: str
+    round: int
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanUpdate(Reply):
+    """The site's generator after the round. `images`: how many training images it holds (the averaging weight)."""
+
+    images: int
+    loss_g: float
+    loss_d: float
+    seconds: float
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferArchive(Request):
+    """The synthetic archive is ready in `shards` parts whose digests are joined by commas in `digests`."""
+
+    root: str
+    digests: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveWanted(Reply):
+    """Positions of the shards that the site lacks, joined by commas; empty when it has all."""
+
+    missing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepArchive(Request):
+    """One shard: arrays "images" uint8 [n, S, S] and "labels" int64 [n]; `digest` is theirs."""
+
+    shard: int
+    digest: str
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveKept(Reply):
+    """The shard is on the site's disk."""
+
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifier(Request):
+    """Train the classifier of `arm` for one round from these weights."""
+
+    flower_type: ClassVar[str] = "train.classifier"
+    arm: str
+    round: int
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierUpdate(Reply):
+    """The site's classifier after the round. `images`: real training images (the averaging weight)."""
+
+    images: int
+    loss: float
+    seconds: float
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreClassifier(Request):
+    """Score these weights on the site's "validation" or "test" patients."""
+
+    flower_type: ClassVar[str] = "evaluate.classifier"
+    arm: str
+    round: int
+    split: str
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Reply):
+    """`sums`: the arrays of `xfed.common.metrics.ScoreSums`."""
+
+    sums: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureArchive(Request):
+    """Compare the archive with the site's real images in the features of this classifier."""
+
+    flower_type: ClassVar[str] = "evaluate.archive"
+    arm: str
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveMeasured(Reply):
+    """Per class position c: feature sums "c/real/...", "c/floor/..." and the scores "c/kid", "c/precision", ... (float64)."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowExamples(Request):
+    """Ask for up to `count` images per class to show beside synthetic ones."""
+
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples(Reply):
+    """ "images" uint8 [C, count, S, S]; all black where the site lacks a class."""
+
+    arrays: Arrays = field(default_factory=lambda: dict(_NONE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal(Reply):
+    """The site does not do what was asked. `error` is the error's class name, `reason` its message."""
+
+    error: str
+    reason: str
+
+
+REQUESTS: dict[str, type[Request]] = {
+    kind.__name__: kind
+    for kind in (
+        Describe,
+        TrainGan,
+        OfferArchive,
+        KeepArchive,
+        TrainClassifier,
+        ScoreClassifier,
+        MeasureArchive,
+        ShowExamples,
+    )
+}
+REPLIES: dict[str, type[Reply]] = {
+    kind.__name__: kind
+    for kind in (
+        Description,
+        GanUpdate,
+        ArchiveWanted,
+        ArchiveKept,
+        ClassifierUpdate,
+        Scores,
+        ArchiveMeasured,
+        Examples,
+        Refusal,
+    )
+}

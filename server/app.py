@@ -1,0 +1,43 @@
+"""The coordinator's Flower ServerApp: waits for the sites, then conducts the study over the Grid it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from xfed.common.config import Study
+from xfed.common.journal import Journal, Listener
+from xfed.common.version import SOFTWARE
+from xfed.server.checkpoints import Checkpoints
+from xfed.server.conduct import conduct
+from xfed.server.exchange import join
+from xfed.server.run import Run
+
+__all__ = ["make_server_app"]
+
+
+def make_server_app(study: Study, folder: Path, listener: Listener | None = None) -> ServerApp:
+    """A ServerApp that runs or continues `study` in `folder`; every event goes to events.jsonl and to `listener`."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        journal = Journal(folder / "events.jsonl", listener)
+        before = any(event["kind"] in ("started", "resumed") for event in journal.read())
+        journal.write(
+            "resumed" if before else "started", text=f"study {study.name} {study.digest[:12]} with {SOFTWARE}"
+        )
+        exchange, descriptions = join(grid, study.digest, study.sites.count, study.federation.join_limit_s)
+        conduct(
+            Run(
+                study=study,
+                folder=folder,
+                exchange=exchange,
+                journal=journal,
+                checkpoints=Checkpoints(folder / "checkpoints", study.digest),
+                descriptions=descriptions,
+            )
+        )
+
+    return app

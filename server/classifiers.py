@@ -1,0 +1,214 @@
+"""Phase 3: one federated classifier per arm, with early stopping on federated validation; the best round is kept.
+
+::
+
+    round r, all arms at once:
+      weights_arm --TrainClassifier--> every site --ClassifierUpdate--> running mean (--> moving average over rounds)
+      candidate   --ScoreClassifier(validation)--> every site --Scores--> sums --> better than the best so far? keep it
+                                                                   --> checkpoints/classifier-<r>
+    end: best weights --ScoreClassifier(test)--> every site --> per-arm summary, pooled and per site
+
+DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2). Both arms share every other
+setting: balance, augmentation, rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xfed.common.errors import FederationError
+from xfed.common.messages import ClassifierUpdate, Reply, Request, ScoreClassifier, Scores, TrainClassifier
+from xfed.common.metrics import ScoreSums, add, from_arrays, summary, zero
+from xfed.common.randomness import torch_generator
+from xfed.common.registry import build_classifier, save_classifier
+from xfed.common.weights import parameters_of
+from xfed.server.aggregate import RunningMean, check_update, moving_average
+from xfed.server.run import Run
+
+__all__ = ["ArmResult", "train_classifiers"]
+
+PHASE = "classifier"
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class _Arm:
+    """One arm under way: what the next round starts from, the moving average, the best so far."""
+
+    name: str
+    current: Arrays
+    average: Arrays
+    best: Arrays
+    best_round: int = 0
+    best_score: float = float("-inf")
+    stopped: bool = False
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """An arm's end: best weights and round, curves, test sums pooled and per site."""
+
+    weights: Arrays
+    best_round: int
+    stopped: str
+    rounds: list[dict[str, Any]]
+    test: ScoreSums
+    sites: dict[str, ScoreSums]
+
+
+def train_classifiers(run: Run) -> dict[str, ArmResult]:
+    """Run all rounds of phase 3 that are not done yet, score the best ones, write models/classifier-<arm>.safetensors."""
+    study, settings = run.study, run.study.classifier
+    arms, done = _resume(run)
+    run.journal.write("phase", phase=PHASE, round=done, rounds=settings.rounds)
+    for round in range(done + 1, settings.rounds + 1):
+        active = [arm for arm in arms if not arm.stopped]
+        if not active:
+            break
+        losses = _train_round(run, round, active)
+        scored = _score(run, round, "validation", {arm.name: arm.average for arm in active})
+        for arm in active:
+            _judge(run, arm, round, losses[arm.name], scored[arm.name][0])
+        _save(run, round, arms)
+        run.journal.write(
+            "round", phase=PHASE, round=round, rounds=settings.rounds, arms={arm.name: arm.rounds[-1] for arm in active}
+        )
+    tested = _score(run, settings.rounds + 1, "test", {arm.name: arm.best for arm in arms})
+    results = {}
+    for arm in arms:
+        pooled, by_site = tested[arm.name]
+        facts = {"arm": arm.name, "best_round": arm.best_round, "precision": study.precision}
+        save_classifier(run.folder / "models" / f"classifier-{arm.name}.safetensors", study, arm.best, facts)
+        results[arm.name] = ArmResult(
+            weights=arm.best,
+            best_round=arm.best_round,
+            stopped="early" if arm.stopped else "rounds",
+            rounds=arm.rounds,
+            test=pooled,
+            sites=by_site,
+        )
+    return results
+
+
+def _resume(run: Run) -> tuple[list[_Arm], int]:
+    study = run.study
+    # both arms start from the same weights, so that they differ in their data alone
+    start = parameters_of(build_classifier(study, torch_generator(study.seed, "classifier")))
+    arms = [_Arm(name, start, start, start) for name in study.classifier.arms]
+    checkpoint = run.checkpoints.latest(PHASE)
+    if checkpoint is None:
+        return arms, 0
+    for arm in arms:
+        for part in ("current", "average", "best"):
+            prefix = f"{arm.name}/{part}/"
+            found = {k.removeprefix(prefix): v for k, v in checkpoint.arrays.items() if k.startswith(prefix)}
+            setattr(arm, part, found)
+        facts = checkpoint.facts[arm.name]
+        arm.best_round, arm.best_score = facts["best_round"], facts["best_score"]
+        arm.stopped, arm.rounds = facts["stopped"], facts["rounds"]
+    return arms, checkpoint.round
+
+
+def _save(run: Run, round: int, arms: list[_Arm]) -> None:
+    arrays = {
+        f"{arm.name}/{part}/{key}": value
+        for arm in arms
+        for part in ("current", "average", "best")
+        for key, value in getattr(arm, part).items()
+    }
+    facts = {
+        arm.name: {
+            "best_round": arm.best_round,
+            "best_score": arm.best_score,
+            "stopped": arm.stopped,
+            "rounds": arm.rounds,
+        }
+        for arm in arms
+    }
+    run.checkpoints.save(PHASE, round, arrays, facts)
+
+
+def _sites_with(run: Run, split: int) -> list[str]:
+    return [site for site in run.exchange.sites if run.descriptions[site].counts["counts"][split].sum() > 0]
+
+
+def _train_round(run: Run, round: int, active: list[_Arm]) -> dict[str, float]:
+    means = {arm.name: RunningMean() for arm in active}
+    losses = dict.fromkeys(means, 0.0)
+    start = {arm.name: arm.current for arm in active}
+    requests: list[tuple[str, Request]] = []
+    for arm in active:
+        request = TrainClassifier(study=run.study.digest, arm=arm.name, round=round, weights=arm.current)
+        requests += [(site, request) for site in _sites_with(run, 0)]
+
+    def fold(site: str, request: Request, reply: Reply) -> None:
+        if not isinstance(reply, ClassifierUpdate) or not isinstance(request, TrainClassifier):
+            raise FederationError(f"{site} answered {type(reply).__name__} to TrainClassifier")
+        check_update(reply.weights, start[request.arm], site)
+        held = int(run.descriptions[site].counts["counts"][0].sum())
+        means[request.arm].add(reply.weights, held)
+        losses[request.arm] += held * reply.loss
+
+    run.ask(PHASE, round, requests, fold, group=lambda request: getattr(request, "arm", ""))
+    for arm in active:
+        arm.current = means[arm.name].mean()
+        decay = min(run.study.classifier.average, (round - 1) / (round + 4))
+        arm.average = moving_average(arm.average, arm.current, decay)
+    return {name: losses[name] / mean.total for name, mean in means.items()}
+
+
+def _score(
+    run: Run, round: int, split: str, weights: dict[str, Arrays]
+) -> dict[str, tuple[ScoreSums, dict[str, ScoreSums]]]:
+    classes = len(run.study.classes)
+    totals = {name: zero(classes) for name in weights}
+    by_site: dict[str, dict[str, ScoreSums]] = {name: {} for name in weights}
+    requests: list[tuple[str, Request]] = []
+    for name, arrays in weights.items():
+        request = ScoreClassifier(study=run.study.digest, arm=name, round=round, split=split, weights=arrays)
+        requests += [(site, request) for site in _sites_with(run, 1 if split == "validation" else 2)]
+
+    def fold(site: str, request: Request, reply: Reply) -> None:
+        if not isinstance(reply, Scores) or not isinstance(request, ScoreClassifier):
+            raise FederationError(f"{site} answered {type(reply).__name__} to ScoreClassifier")
+        sums = from_arrays(reply.sums)
+        if sums.classes != classes:
+            raise FederationError(f"{site} sent scores of {sums.classes} classes, expected {classes}")
+        totals[request.arm] = add(totals[request.arm], sums)
+        by_site[request.arm][site] = sums
+
+    run.ask(f"{PHASE}-{split}", round, requests, fold, group=lambda request: getattr(request, "arm", ""))
+    return {name: (totals[name], by_site[name]) for name in weights}
+
+
+def _judge(run: Run, arm: _Arm, round: int, loss: float, validation: ScoreSums) -> None:
+    """Note the round, keep it if it is the best, stop the arm when none was better for `patience` rounds."""
+    facts = summary(validation, run.study.classes)
+    arm.rounds.append(
+        {
+            "round": round,
+            "loss": loss,
+            "validation_balanced_accuracy": facts["balanced_accuracy"],
+            "validation_accuracy": facts["accuracy"],
+            "validation_auc": facts["auc"],
+            "validation_loss": facts["loss"],
+        }
+    )
+    score = _validation_score(arm.rounds)
+    if score > arm.best_score:
+        arm.best, arm.best_round, arm.best_score = arm.average, round, score
+    arm.stopped = round - arm.best_round >= run.study.classifier.patience
+
+
+def _validation_score(rounds: list[dict[str, Any]]) -> float:
+    """What the best round is chosen by: balanced accuracy and macro AUC, averaged over the last three rounds.
+
+    Few validation patients of the rare classes make any one round's balanced accuracy noisy; AUC is steadier.
+    """
+    recent = rounds[-3:]
+    return float(np.mean([(r["validation_balanced_accuracy"] or 0.0) + (r["validation_auc"] or 0.0) for r in recent]))

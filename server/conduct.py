@@ -1,0 +1,189 @@
+"""A whole study from the coordinator's chair: three phases, then the facts of the report.
+
+::
+
+    join --> train_generators --> build_archive --> deliver_archive
+         --> train_classifiers --> archive_quality --> report.json, report.html
+
+Each step begins by looking at what is on disk, so that running a killed study again goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xfed.common.durable import sha256_file
+from xfed.common.errors import FederationError
+from xfed.common.messages import Examples, Reply, Request, ShowExamples
+from xfed.common.metrics import summary
+from xfed.common.version import versions
+from xfed.common.weights import digest_of
+from xfed.server.archive import build_archive, deliver_archive, read_archive
+from xfed.server.classifiers import ArmResult, train_classifiers
+from xfed.server.generators import Generators, train_generators
+from xfed.server.quality import archive_quality
+from xfed.server.report import write_report
+from xfed.server.run import Run
+
+__all__ = ["conduct"]
+
+SHOWN = 6
+NOT_PRIVATE = (
+    "No differential privacy: epsilon is infinite. The discriminators stayed at the site; the generator's and classifier's "
+    "weights, which were trained on its patients, left it."
+)
+
+
+def conduct(run: Run) -> dict[str, Any]:
+    """Run or continue the study; returns the report that was written. Raises `XfedError`."""
+    study = run.study
+    generators = train_generators(run)
+    manifest = build_archive(run, generators.weights)
+    deliver_archive(run, manifest["root_sha256"])
+    arms = train_classifiers(run)
+    judge = "DS1" if "DS1" in arms else next(iter(arms))
+    quality = archive_quality(run, judge, arms[judge].weights)
+    report = {
+        "schema": 1,
+        "name": study.name,
+        "study_digest": study.digest,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "classes": list(study.classes),
+        "source": study.data.source,
+        "image_size": study.image_size,
+        "sites": _sites(run),
+        "arms": {name: _arm(run, name, arm, manifest["counts"]) for name, arm in arms.items()},
+        "gan": {
+            "classes": {
+                name: {"sites": list(generators.holders[name]), "rounds": generators.history[name]}
+                for name in study.classes
+            },
+            "progress_rounds": sorted(generators.progress),
+        },
+        "archive": {"counts": manifest["counts"], "root_sha256": manifest["root_sha256"], **quality},
+        "privacy": _privacy(run, generators),
+        **_from_journal(run),
+        "versions": versions(),
+        "digests": _digests(run.folder, arms, manifest),
+    }
+    write_report(run.folder, report, _panels(run, generators))
+    run.journal.write("finished", study=study.digest)
+    return report
+
+
+def _sites(run: Run) -> dict[str, Any]:
+    result = {}
+    for site, description in run.descriptions.items():
+        counts = description.counts["counts"]
+        result[site] = {
+            "patients": description.patients,
+            "counts": {
+                name: {split: int(counts[row, label]) for row, split in enumerate(("train", "validation", "test"))}
+                for label, name in enumerate(run.study.classes)
+            },
+        }
+    return result
+
+
+def _arm(run: Run, name: str, arm: ArmResult, synthetic: Mapping[str, int]) -> dict[str, Any]:
+    classes = run.study.classes
+    real = {c: sum(run.images(site, 0, label) for site in run.exchange.sites) for label, c in enumerate(classes)}
+    return {
+        **summary(arm.test, classes),
+        "sites": {site: summary(sums, classes) for site, sums in sorted(arm.sites.items())},
+        "rounds": arm.rounds,
+        "best_round": arm.best_round,
+        "stopped": arm.stopped,
+        "counts": {c: {"real": real[c], "synthetic": synthetic[c] if name == "DS3" else 0} for c in classes},
+    }
+
+
+def _privacy(run: Run, generators: Generators) -> dict[str, Any]:
+    """What each site released, and at what privacy cost: none of it is private in this version."""
+    sites = {}
+    for site in run.exchange.sites:
+        released = [f"generator of {name}" for name in run.study.classes if site in generators.holders[name]]
+        released += [f"classifier of {arm}" for arm in run.study.classifier.arms]
+        released += [
+            "counts of images per class and split",
+            "confusion counts and score histograms",
+            "sums of features",
+        ]
+        sites[site] = {
+            "unit": "patient",
+            "epsilon": None,
+            "delta": None,
+            "statement": NOT_PRIVATE,
+            "released": released,
+        }
+    return {"sites": sites}
+
+
+def _from_journal(run: Run) -> dict[str, Any]:
+    """Traffic per site, seconds per phase, problems: all summed from events.jsonl, so that a resumed study counts everything."""
+    traffic: dict[str, dict[str, Any]] = {
+        site: {"sent_bytes": 0, "received_bytes": 0, "messages": defaultdict(int)} for site in run.exchange.sites
+    }
+    timings: dict[str, float] = defaultdict(float)
+    events = []
+    for event in run.journal.read():
+        match event["kind"]:
+            case "exchange":
+                timings[event["phase"]] += event["seconds"]
+                for site, entry in event["traffic"].items():
+                    if site not in traffic:
+                        continue
+                    # seen from the hospital: what the coordinator received is what the site sent
+                    traffic[site]["sent_bytes"] += entry["received"]
+                    traffic[site]["received_bytes"] += entry["sent"]
+                    for message, count in entry["messages"].items():
+                        traffic[site]["messages"][message] += count
+            case "problem":
+                events.append(
+                    {"time": event["time"], "kind": event["phase"], "site": event["site"], "text": event["text"]}
+                )
+            case "started" | "resumed":
+                events.append({"time": event["time"], "kind": event["kind"], "site": "", "text": event["text"]})
+    return {"traffic": traffic, "timings": dict(timings), "events": events}
+
+
+def _digests(folder: Path, arms: Mapping[str, ArmResult], manifest: Mapping[str, Any]) -> dict[str, str]:
+    result = {f"classifier-{name} weights": digest_of(arm.weights) for name, arm in arms.items()}
+    result |= {f"generator {name} weights": digest for name, digest in manifest["generators"].items()}
+    result["archive root"] = manifest["root_sha256"]
+    result["config.yaml"] = sha256_file(folder / "config.yaml")
+    return result
+
+
+def _panels(run: Run, generators: Generators) -> dict[str, npt.NDArray[np.uint8]]:
+    images, labels = read_archive(run.folder / "archive", run.study.classes)
+    panels = {
+        "synthetic": np.stack([_first(images[labels == label]) for label in range(len(run.study.classes))]),
+        "progress": np.stack([generators.progress[round] for round in sorted(generators.progress)]),
+    }
+    willing = [site for site in run.exchange.sites if run.descriptions[site].share_examples]
+    if willing:
+        shown: list[npt.NDArray[np.uint8]] = []
+
+        def fold(site: str, request: Request, reply: Reply) -> None:
+            if not isinstance(reply, Examples):
+                raise FederationError(f"{site} answered {type(reply).__name__} to ShowExamples")
+            shown.append(reply.arrays["images"])
+
+        request = ShowExamples(study=run.study.digest, count=SHOWN)
+        run.ask("examples", 0, [(site, request) for site in willing[:1]], fold)
+        panels["real"] = shown[0]
+    return panels
+
+
+def _first(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The first images of a class, black ones where there are fewer than `SHOWN`."""
+    result = np.zeros((SHOWN, *images.shape[1:]), dtype=np.uint8)
+    result[: len(images[:SHOWN])] = images[:SHOWN]
+    return result

@@ -1,0 +1,1 @@
+"""Many hospitals on one machine: phantoms, partitions, local backends and benchmarks."""
