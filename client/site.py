@@ -242,7 +242,7 @@ class Site:
             store.labels[rows],
             *synthetic,
             settings=settings,
-            learning_rate=sigmoid_decay(settings.learning_rate, request.round, settings.rounds),
+            learning_rate=sigmoid_decay(settings.learning_rate, request.round - 1, settings.rounds),
             steps=steps,
             generator=torch_generator(self.study.seed, "classifier", self.settings.name, request.arm, request.round),
             precision=self.study.precision,

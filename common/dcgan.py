@@ -25,8 +25,8 @@ KERNEL = 4
 
 
 def _doublings(size: int) -> int:
-    doublings = int(math.log2(size / BASE))
-    if size < 2 * BASE or BASE * 2**doublings != size:
+    doublings = round(math.log2(max(size, 1) / BASE))
+    if doublings < 1 or BASE * 2**doublings != size:
         raise ValueError(f"image size must be 8, 16, 32, 64, 128 or 256, not {size}")
     return doublings
 

@@ -5,9 +5,9 @@
     weights_1, n_1 -> add -+
     weights_2, n_2 -> add -+--> sum(n_i * w_i) in float64 --mean--> float32 (McMahan et al. 2017, Algorithm 1)
 
-A product of a float32 and a count below 2^29 is exact in float64, and the sum carries its rounding error beside it (Knuth's
-two-sum, as in Ogita, Rump and Oishi 2005), so the float32 mean has the same bits in whatever order sites answer, and the mean of
-one site is that site's weights exactly.
+A product of a float32 and a count below 2^29 is exact in float64, and the sum carries its rounding error
+beside it (Knuth's two-sum, as in Ogita, Rump and Oishi 2005), so the float32 mean has the same bits in
+whatever order sites answer, and the mean of one site is that site's weights exactly.
 """
 
 from __future__ import annotations

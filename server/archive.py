@@ -6,8 +6,9 @@
     generator + seed of each image --render in fixed blocks--> archive/images/<class>/<id>.png, metadata.csv, manifest.json
                                                                   --> shards of uint8 arrays --OfferArchive / KeepArchive--> sites
 
-The folder is built beside its place and renamed whole. Every image can be made again from its class's generator, the study's seed
-and its number: latents come from a stream of their own per image, and images are always rendered in the same blocks of 32.
+The folder is built beside its place and renamed whole. Every image can be made again from its class's
+generator, the study's seed and its number: latents come from a stream of their own per image, and images are
+always rendered in the same blocks of 32.
 """
 
 from __future__ import annotations
@@ -162,8 +163,11 @@ def read_archive(folder: Path, classes: tuple[str, ...]) -> tuple[npt.NDArray[np
     """All images uint8 [n, S, S] and labels int64 [n] of an archive, in the order of its metadata."""
     with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    images = np.stack([np.asarray(Image.open(folder / row["file_name"])) for row in rows])
-    return images, np.array([classes.index(row["label"]) for row in rows], dtype=np.int64)
+    images = []
+    for row in rows:
+        with Image.open(folder / row["file_name"]) as image:
+            images.append(np.asarray(image))
+    return np.stack(images), np.array([classes.index(row["label"]) for row in rows], dtype=np.int64)
 
 
 def deliver_archive(run: Run, root: str) -> None:

@@ -4,8 +4,9 @@
 
     checkpoints/<phase>-000007.safetensors      arrays + facts (study digest, round, history, done)
 
-A file appears whole or not at all (`xfed.common.durable`). After a kill the run goes on from the last whole round; a damaged last
-file (a disk that lied about fsync) is put aside as `*.damaged` and the one before it is used.
+A file appears whole or not at all (`xfed.common.durable`). After a kill the run goes on from the last whole
+round; a damaged last file (a disk that lied about fsync) is put aside as `*.damaged` and the one before it is
+used.
 """
 
 from __future__ import annotations

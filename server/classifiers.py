@@ -8,8 +8,8 @@
                                                                    --> checkpoints/classifier-<r>
     end: best weights --ScoreClassifier(test)--> every site --> per-arm summary, pooled and per site
 
-DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2). Both arms share every other
-setting: balance, augmentation, rounds.
+DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2). Both arms
+share every other setting: balance, augmentation, rounds.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
     [(site, request), ...] --push--> grid ... --pull next id--> decode --> Answer(site, request, reply | problem) --> caller folds
 
-Only the reply that is folded next is pulled; later ones wait in Flower's store (or in the local backend's pool), so the
-coordinator holds one reply at a time and folds in a fixed order. A site that refuses, fails, answers nonsense or misses the time
-limit is an `Answer` with a `problem`: the round's owner decides whether the quorum still stands.
+Only the reply that is folded next is pulled; later ones wait in Flower's store (or in the local backend's
+pool), so the coordinator holds one reply at a time and folds in a fixed order. A site that refuses, fails,
+answers nonsense or misses the time limit is an `Answer` with a `problem`: the round's owner decides whether
+the quorum still stands.
 """
 
 from __future__ import annotations

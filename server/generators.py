@@ -5,8 +5,9 @@
     round r:  G_c --TrainGan--> every site with class c --GanUpdate--> running mean = G_c(r), folded into EMA_c
               all classes in one exchange, so that no core waits      --> checkpoints/gan-<r> (G, EMA, history, sample images)
 
-The average over images of G alone, with D and the optimizers kept at the sites, was measured better than averaging both, and the
-moving average over rounds better still (docs/benchmarks.md). The archive is drawn from the moving average.
+The average over images of G alone, with D and the optimizers kept at the sites, was measured better than
+averaging both, and the moving average over rounds better still (docs/benchmarks.md). The archive is drawn
+from the moving average.
 """
 
 from __future__ import annotations

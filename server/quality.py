@@ -6,8 +6,8 @@
     coordinator: as many synthetic images as half 0 holds --> FID(half 0, synthetic) beside the floor FID(half 0, half 1)
     sites: kid, precision, ... --> mean over sites, weighted by images compared
 
-FID is biased by the number of images, so both figures compare equal numbers. `recognised` is how often the classifier
-that saw only real images calls a synthetic image by its class.
+FID is biased by the number of images, so both figures compare equal numbers. `recognised` is how often the
+classifier that saw only real images calls a synthetic image by its class.
 """
 
 from __future__ import annotations
