@@ -1,0 +1,177 @@
+"""The report's figures as data URIs, so that one HTML file holds everything and loads nothing.
+
+::
+
+    numbers --matplotlib (SVG, no display)--> data:image/svg+xml;base64,...
+    uint8 pixels --Pillow (PNG)-------------> data:image/png;base64,...
+
+Every function is pure: equal numbers give equal bytes. Colours are told apart by lightness as well as hue.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from PIL import Image
+
+__all__ = ["ARM_COLOURS", "counts_bars", "gan_losses", "interval_dots", "pixels", "training_curves"]
+
+INK, MUTED, GRID = "#1f2933", "#52606d", "#e4e7eb"
+ARM_COLOURS = {"DS1": "#7b8794", "DS3": "#0b6e6e"}
+REAL, SYNTHETIC = "#7b8794", "#d9a441"
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "xfed",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def _svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = re.sub(r"(font: [^;\"]*?px) [^;\"]+", rf"\1 {_FONTS}", text)
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def pixels(image: npt.NDArray[np.uint8], most: int | None = None) -> str:
+    """A grey image uint8 [H, W] as a PNG, shrunk so that its longer side is `most` pixels at the most."""
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
+    if most is not None and max(picture.size) > most:
+        picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _colour(arm: str) -> str:
+    return ARM_COLOURS.get(arm, "#3e6fb0")
+
+
+def interval_dots(
+    arms: Mapping[str, Mapping[str, tuple[float, float, float] | None]], guessing: float, label: str
+) -> str:
+    """Per arm and row name: (value, low, high) as a dot and a bar, on 0..1, with a dashed line at `guessing`."""
+    rows = list(dict.fromkeys(name for values in arms.values() for name in values))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 0.9 + 0.46 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(guessing, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        axes.annotate("guessing", (guessing, -0.62), color=MUTED, fontsize=8.5, ha="center", va="bottom")
+        for number, (arm, values) in enumerate(arms.items()):
+            offset = (number - (len(arms) - 1) / 2) * 0.26
+            drawn = [(row + offset, values[name]) for row, name in enumerate(rows) if values.get(name)]
+            for y, entry in drawn:
+                value, low, high = entry or (0.0, 0.0, 0.0)
+                axes.plot([low, high], [y, y], color=_colour(arm), linewidth=3, solid_capstyle="round", alpha=0.4)
+                axes.plot([value], [y], "o", color=_colour(arm), markersize=7)
+            axes.plot([], [], "o-", color=_colour(arm), label=arm)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.65), xlabel=label)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        figure.legend(loc="outside upper right", ncols=len(arms), fontsize=9)
+        return _svg(figure)
+
+
+def _column(rounds: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    found = [(int(entry["round"]), float(entry[key])) for entry in rounds if entry.get(key) is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def training_curves(arms: Mapping[str, Mapping[str, Any]], guessing: float) -> str:
+    """Validation balanced accuracy, and training and validation loss, per round and arm; a ring marks the best round."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.axhline(guessing, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for arm, facts in arms.items():
+            rounds = facts.get("rounds") or []
+            x, y = _column(rounds, "validation_balanced_accuracy")
+            left.plot(x, y, color=_colour(arm), label=arm, marker="o" if len(x) == 1 else None)
+            best = facts.get("best_round")
+            if best in x:
+                left.plot([best], [y[x.index(best)]], "o", markersize=9, markerfacecolor="none", color=_colour(arm))
+            for key, style in (("loss", (0, (2, 2))), ("validation_loss", "-")):
+                x, y = _column(rounds, key)
+                right.plot(x, y, color=_colour(arm), linestyle=style, marker="o" if len(x) == 1 else None)
+        left.set(title="Balanced accuracy on validation patients", xlabel="round", ylim=(0, 1))
+        right.set(title="Loss: validation (solid), training (dotted)", xlabel="round")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside upper right", ncols=len(arms), fontsize=9)
+        return _svg(figure)
+
+
+def gan_losses(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Generator and discriminator losses per round, one small panel per class on common axes."""
+    names = list(classes)
+    columns = min(5, max(1, len(names)))
+    lines = -(-len(names) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 0.5 + 1.9 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, name in zip(grid, names, strict=False):
+            for key, colour, label in (("loss_g", SYNTHETIC, "generator"), ("loss_d", INK, "discriminator")):
+                x, y = _column(classes[name].get("rounds") or [], key)
+                axes.plot(x, y, color=colour, linewidth=1.6, label=label, marker="o" if len(x) == 1 else None, ms=4)
+            axes.set_title(name, fontsize=9)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in grid[len(names) :]:
+            axes.set_axis_off()
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=9)
+        figure.supxlabel("round", fontsize=9, color=MUTED)
+        return _svg(figure)
+
+
+def counts_bars(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Training images per class: real, and synthetic stacked on it (as Figure 4 of Salehinejad et al. 2018)."""
+    names = list(counts)
+    real = [int(counts[name].get("real") or 0) for name in names]
+    synthetic = [int(counts[name].get("synthetic") or 0) for name in names]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 0.9 + 0.42 * len(names)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.barh(names, real, color=REAL, height=0.62, label="real")
+        axes.barh(names, synthetic, left=real, color=SYNTHETIC, height=0.62, label="synthetic")
+        for row, (a, b) in enumerate(zip(real, synthetic, strict=True)):
+            text = f"{a:,} + {b:,}" if b else f"{a:,}"
+            axes.annotate(text, (a + b, row), (6, 0), textcoords="offset points", va="center", fontsize=9, color=MUTED)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.18 * max(1, *(a + b for a, b in zip(real, synthetic, strict=True))))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("training images")
+        figure.legend(loc="outside upper right", ncols=2, fontsize=9)
+        return _svg(figure)

@@ -1,0 +1,366 @@
+"""The facts of a study as files that open anywhere: report.json for machines, report.html for people.
+
+::
+
+    report (plain values) --> report.json --------------------------------------+
+    panels (uint8 images) --> report-panels.npz --(render_again reads both)-----+--> report.html (one file, offline, no script)
+
+The report holds (parts marked ? may be absent; a score may be None, "nothing to measure on"):
+
+    schema 1, name, study_digest, created, classes [..], source "phantom" | "folder", image_size?
+    sites?    {site: {patients, counts {class: {train, validation, test}}}}
+    arms      {"DS1" | "DS3": `xfed.common.metrics.summary` on all test patients, and
+                 sites? {site: summary}, rounds? [{round, loss, validation_balanced_accuracy, validation_loss,
+                 ..}], best_round?, stopped? "early" | "rounds", counts? {class: {real, synthetic}}}
+    gan?      {classes {class: {sites, rounds [{round, loss_g, loss_d}]}}, progress_rounds? [..]} archive?
+    {counts {class: n}, quality? {class: {fid, fid_floor, kid, kid_floor, precision, recall, density,
+    coverage}},
+               recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256}
+    privacy?  {sites {site: {unit, epsilon, delta, statement, released [..]}}}      epsilon None: infinite
+    traffic?  {site: {sent_bytes, received_bytes, messages {name: n}}}              seen from the site
+    timings? {phase: seconds}, versions? {..}, digests? {..}, events? [{time, kind, site, text}]
+
+    panels: "real"? uint8 [C, k, S, S], "synthetic"? uint8 [C, k, S, S], "progress"? uint8 [rounds, C, S, S]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+from rich.text import Text
+from xfed.common.durable import write_bytes, write_json, write_text
+from xfed.common.errors import DataError
+from xfed.common.intervals import difference_interval
+from xfed.server import figures
+
+__all__ = ["SCHEMA", "Difference", "difference", "render_again", "terminal_table", "verdict", "write_report"]
+
+SCHEMA = 1
+ARM_NAMES = {"DS1": "real only", "DS3": "real + synthetic"}
+PANELS = "report-panels.npz"
+MOST_PROGRESS = 8
+MOST_EVENTS = 200
+CARRIES = {
+    "Description": "counts per class and split, number of patients, software version",
+    "GanUpdate": "a generator's weights, number of images, two mean losses",
+    "ArchiveWanted": "which parts of the archive are missing",
+    "ArchiveKept": "the digest of an archive part",
+    "ClassifierUpdate": "a classifier's weights, number of images, a mean loss",
+    "Scores": "confusion counts, score histograms, patient-level moments",
+    "ArchiveMeasured": "sums of features, a few scores per class",
+    "Examples": "example images: phantoms, or with the site's consent",
+    "Refusal": "the reason why a request was refused",
+}
+
+Panels = Mapping[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of DS3 minus that of DS1, with its interval; see `xfed.common.intervals.difference_interval`."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def difference(report: Mapping[str, Any], score: str, class_name: str | None = None) -> Difference | None:
+    """DS3 - DS1 of `score` (of one class, if named), or None when an arm or its interval is missing."""
+    sides = []
+    for arm in ("DS3", "DS1"):
+        facts = report.get("arms", {}).get(arm, {})
+        if class_name is not None:
+            facts = facts.get("per_class", {}).get(class_name, {})
+        value, interval = facts.get(score), facts.get(f"{score}_interval")
+        if value is None or interval is None:
+            return None
+        sides.append((value, interval))
+    (a, a_span), (b, b_span) = sides
+    return Difference(a - b, *difference_interval(a, a_span, b, b_span))
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def _span(facts: Mapping[str, Any], score: str) -> str:
+    interval = facts.get(f"{score}_interval")
+    return f"{_number(facts.get(score))} [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+
+
+def _percent(report: Mapping[str, Any]) -> str:
+    levels = {facts.get("confidence", 0.95) for facts in report.get("arms", {}).values()} or {0.95}
+    return f"{100 * min(levels):g}%"
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """One sentence, from the numbers and never more than they say: DS3 against DS1 in balanced accuracy.
+
+    A difference is called shown only when the interval of the difference leaves out 0. Overlap of the two
+    arms' intervals is not used: it is no test.
+    """
+    arms: Mapping[str, Any] = report.get("arms") or {}
+    scored = [arm for arm in arms if arms[arm].get("balanced_accuracy_interval")]
+    if not scored:
+        return "No verdict: no arm was scored on test images."
+    if "DS1" not in scored or "DS3" not in scored:
+        arm = scored[0]
+        return (
+            f"{arm} ({ARM_NAMES.get(arm, arm)}) reached {_span(arms[arm], 'balanced_accuracy')} balanced accuracy; "
+            "there is no second arm with scores to compare it with."
+        )
+    gap = difference(report, "balanced_accuracy")
+    if gap is None:  # pragma: no cover - both arms have intervals here
+        return "No verdict: the arms cannot be compared."
+    ds1, ds3 = arms["DS1"], arms["DS3"]
+    opening = (
+        f"DS3 (real + synthetic) reached {_span(ds3, 'balanced_accuracy')} balanced accuracy against "
+        f"{_span(ds1, 'balanced_accuracy')} for DS1 (real only): "
+    )
+    interval = f"{_percent(report)} interval {_signed(gap.low)} to {_signed(gap.high)}"
+    if not gap.shown:
+        return opening + f"no difference shown ({_signed(gap.value)}, {interval})."
+    word = "better" if gap.value > 0 else "worse"
+    return opening + f"DS3 is {word} by {_number(abs(gap.value))} ({interval})."
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the verdict must know with it."""
+    arms: Mapping[str, Any] = report.get("arms") or {}
+    notes = []
+    scored = {arm: facts for arm, facts in arms.items() if facts.get("balanced_accuracy_interval")}
+    if scored:
+        n, patients = (next(iter(scored.values())).get(key) for key in ("n", "patients"))
+        if n is not None and patients is not None:
+            notes.append(f"Scored on {n:,} test images of {patients:,} patients that no arm was trained on.")
+        facts = next(iter(scored.values()))
+        absent = [name for name in report["classes"] if name not in facts.get("balanced_over", report["classes"])]
+        if absent:
+            notes.append(f"Without test images, and so left out of balanced accuracy: {', '.join(absent)}.")
+        guessing = _guessing(report)
+        unsure = [arm for arm, facts in scored.items() if facts["balanced_accuracy_interval"][0] <= guessing]
+        if unsure:
+            notes.append(
+                f"{' and '.join(unsure)}: the interval reaches {guessing:.2f}, what guessing would get. "
+                "Nothing is shown to have been learned."
+            )
+    gap = difference(report, "balanced_accuracy")
+    if gap is not None and not gap.shown:
+        notes.append("“No difference shown” does not mean “equal”: more test patients could show one.")
+    if report.get("source") == "phantom":
+        notes.append("The images are drawn phantoms, not patients: the figures say nothing about patients.")
+    return notes
+
+
+def _guessing(report: Mapping[str, Any]) -> float:
+    for facts in (report.get("arms") or {}).values():
+        if facts.get("balanced_over"):
+            return 1 / len(facts["balanced_over"])
+    return 1 / max(1, len(report["classes"]))
+
+
+def _bytes(value: Any) -> str:
+    size = float(value or 0)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+def _duration(seconds: Any) -> str:
+    value = float(seconds or 0)
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _dots(arms: Mapping[str, Any], classes: Sequence[str], score: str, guessing: float, label: str) -> str:
+    rows: dict[str, dict[str, tuple[float, float, float] | None]] = {}
+    for arm, facts in arms.items():
+        rows[arm] = {}
+        for name in classes:
+            entry = facts.get("per_class", {}).get(name, {})
+            interval = entry.get(f"{score}_interval")
+            rows[arm][name] = (entry[score], interval[0], interval[1]) if interval else None
+    return figures.interval_dots(rows, guessing, label)
+
+
+def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
+    """Every figure that the report has numbers for, as data URIs by name."""
+    arms: Mapping[str, Any] = report.get("arms") or {}
+    guessing, result = _guessing(report), {}
+    if any(facts.get("per_class") for facts in arms.values()):
+        result["sensitivity"] = _dots(arms, report["classes"], "sensitivity", guessing, "sensitivity")
+    if any(facts.get("rounds") for facts in arms.values()):
+        result["curves"] = figures.training_curves(arms, guessing)
+    gan = (report.get("gan") or {}).get("classes") or {}
+    if any(facts.get("rounds") for facts in gan.values()):
+        result["gan"] = figures.gan_losses(gan)
+    counted = [facts["counts"] for facts in arms.values() if facts.get("counts")]
+    if counted:
+        result["counts"] = figures.counts_bars(
+            arms["DS3"]["counts"] if arms.get("DS3", {}).get("counts") else counted[0]
+        )
+    return result
+
+
+def _pictures(report: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
+    """Images as data URIs: "real" and "synthetic" {class: [..]}, "progress" {class: [..]} with its "rounds"."""
+    classes: list[str] = report["classes"]
+    result: dict[str, Any] = {}
+    for kind in ("real", "synthetic"):
+        if kind in panels:
+            rows = zip(classes, panels[kind], strict=False)
+            result[kind] = {name: [figures.pixels(image) for image in row if image.any()] for name, row in rows}
+    progress = panels.get("progress")
+    if progress is not None and len(progress):
+        rounds = (report.get("gan") or {}).get("progress_rounds") or list(range(1, len(progress) + 1))
+        chosen = np.unique(np.linspace(0, len(progress) - 1, min(len(progress), MOST_PROGRESS)).round().astype(int))
+        result["rounds"] = [rounds[i] for i in chosen if i < len(rounds)]
+        result["progress"] = {
+            name: [figures.pixels(progress[i, c], most=128) for i in chosen if i < len(rounds)]
+            for c, name in enumerate(classes)
+        }
+    return result
+
+
+def _site_names(report: Mapping[str, Any]) -> list[str]:
+    arms = (report.get("arms") or {}).values()
+    return sorted({*(report.get("sites") or {}), *(site for facts in arms for site in facts.get("sites") or {})})
+
+
+def _statements(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Privacy statement -> the sites that make it, so that a common one is printed once."""
+    result: dict[str, list[str]] = {}
+    for site, entry in ((report.get("privacy") or {}).get("sites") or {}).items():
+        if entry.get("statement"):
+            result.setdefault(entry["statement"], []).append(site)
+    return result
+
+
+def _html(report: Mapping[str, Any], panels: Panels) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bytes": _bytes, "duration": _duration, "signed": _signed}
+    source = resources.files("xfed.server").joinpath("report.html.j2").read_text(encoding="utf-8")
+    classes = report["classes"]
+    gaps = {name: difference(report, "sensitivity", name) for name in classes}
+    return environment.from_string(source).render(
+        report=report,
+        arms=report.get("arms") or {},
+        arm_names=ARM_NAMES,
+        classes=classes,
+        colours=figures.ARM_COLOURS,
+        verdict=verdict(report),
+        notes=_notes(report),
+        percent=_percent(report),
+        guessing=_guessing(report),
+        gap=difference(report, "balanced_accuracy"),
+        accuracy_gap=difference(report, "accuracy"),
+        gaps=gaps,
+        drawn=_drawn(report),
+        pictures=_pictures(report, panels),
+        carries=CARRIES,
+        seen=sorted({name for entry in (report.get("traffic") or {}).values() for name in entry.get("messages") or {}}),
+        site_names=_site_names(report),
+        statements=_statements(report),
+        most_events=MOST_EVENTS,
+    )
+
+
+def write_report(folder: Path, report: Mapping[str, Any], panels: Panels | None = None) -> Path:
+    """Write report.json, report-panels.npz (when there are images) and report.html; the path of the last is returned.
+
+    Each file is whole or absent. Raises `StorageError`, and `DataError` for a report of another schema.
+    """
+    if report.get("schema") != SCHEMA or not report.get("classes"):
+        raise DataError(
+            f"{folder}: a report of schema {report.get('schema')!r}; this xfed writes schema {SCHEMA} with classes. "
+            "Use the xfed version that made it."
+        )
+    write_json(folder / "report.json", report)
+    if panels:
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {name: np.asarray(array, np.uint8) for name, array in panels.items()}
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(folder / PANELS, buffer.getvalue())
+    else:
+        (folder / PANELS).unlink(missing_ok=True)
+    path = folder / "report.html"
+    write_text(path, _html(report, panels or {}))
+    return path
+
+
+def render_again(folder: Path) -> Path:
+    """Write report.html anew from report.json (and the images kept beside it). Raises `DataError`."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} has no report.json: give the folder of a finished run (--out of the run)."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Run the study again: it continues at the report.") from error
+    if not isinstance(report, dict):
+        raise DataError(f"{path} is not a report: it must be a mapping with schema {SCHEMA}")
+    panels: dict[str, npt.NDArray[np.uint8]] = {}
+    if (folder / PANELS).is_file():
+        try:
+            with np.load(folder / PANELS, allow_pickle=False) as file:
+                panels = {name: file[name] for name in file.files}
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder / PANELS} is damaged ({error}). Delete it to render without images.") from error
+    return write_report(folder, report, panels)
+
+
+def terminal_table(report: Mapping[str, Any]) -> Table:
+    """DS1 beside DS3, per class and overall, for the end of a run."""
+    arms: Mapping[str, Any] = report.get("arms") or {}
+    title = re.sub(r"\s+", " ", verdict(report))
+    table = Table(caption=Text(title, style="default"), caption_justify="left", header_style="bold", expand=False)
+    table.add_column("class")
+    table.add_column("n", justify="right")
+    for arm in arms:
+        table.add_column(f"{arm} sensitivity", justify="right")
+        table.add_column("AUC", justify="right")
+    for name in report["classes"]:
+        entries = [facts.get("per_class", {}).get(name, {}) for facts in arms.values()]
+        n = next((str(entry["n"]) for entry in entries if entry.get("n") is not None), "–")
+        cells = [text for entry in entries for text in (_span(entry, "sensitivity") or "–", _number(entry.get("auc")))]
+        table.add_row(Text(name), n, *cells)
+    table.add_section()
+    for score, label in (("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy")):
+        cells = [text for facts in arms.values() for text in (_span(facts, score) or "–", _overall_auc(facts, score))]
+        n = next((str(facts["n"]) for facts in arms.values() if facts.get("n") is not None), "–")
+        table.add_row(label, n, *cells)
+    return table
+
+
+def _overall_auc(facts: Mapping[str, Any], score: str) -> str:
+    return _number(facts.get("auc")) if score == "balanced_accuracy" else ""
