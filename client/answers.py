@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+
 from xfed.common.errors import CheckpointError
 from xfed.common.messages import REPLIES, Reply, Request
 from xfed.common.weights import digest_of, load_arrays, save_arrays

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+
 from xfed.client.site import Site
 from xfed.common.codec import decode_request, encode
 from xfed.common.errors import FederationError

@@ -2,7 +2,8 @@
 
 ::
 
-    import SOURCE --> image store + readiness report
+    import SOURCE           --> image store + readiness report
+    evaluate MODEL --images --> one arm's scores on the hospital's own folder; nothing is stored, nothing leaves
 
 Each command parses its options into frozen values and calls one function; errors and exit codes are `run_app`'s.
 """
@@ -18,11 +19,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+
 from xfed.client.importing import import_folder
 from xfed.client.readiness_table import print_readiness
 from xfed.common.config import Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
 from xfed.common.errors import ConfigError
+from xfed.common.registry import load_classifier
 
 __all__ = ["app", "main"]
 
@@ -104,6 +107,50 @@ def import_command(
         typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=True))
     else:
         print_readiness(report, Console())
+
+
+@app.command(epilog=EXIT_CODES)
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="A released classifier, for instance models/classifier-DS3.safetensors.")
+    ],
+    images: Annotated[Path, typer.Option(help="Folder of PNG, JPEG or DICOM files.")],
+    labels: Annotated[Path | None, typer.Option(help="Label CSV; default: found in the folder by name.")] = None,
+    layout: Annotated[str, typer.Option(help="auto, nih, folders or csv.")] = "auto",
+    image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
+    patient_column: Annotated[str | None, typer.Option(help="Column with the patient's id.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
+    label_map: Annotated[
+        list[str] | None, typer.Option("--map", help='"their label=Class of the model"; may be given several times.')
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON on stdout.")] = False,
+) -> None:
+    """Score a released classifier on a folder of labelled X-rays. Nothing is stored and nothing leaves this machine."""
+    from xfed.client.evaluate import evaluate_folder
+    from xfed.client.scores_table import print_scores
+
+    classes = load_classifier(model).classes
+    study = _settings(
+        size=64,
+        classes=list(classes),
+        seed=0,
+        data={
+            "layout": layout,
+            "image_column": image_column,
+            "patient_column": patient_column,
+            "label_column": label_column,
+            "label_map": _label_map(label_map or ()),
+        },
+    )
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device!r} is not one of auto, cpu, cuda")
+    with progress_bar("Reading images") as progress:
+        scores = evaluate_folder(model, images, labels=labels, data=study.data, device=device, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2, ensure_ascii=True))
+    else:
+        print_scores(scores, Console())
 
 
 def _label_map(pairs: Sequence[str]) -> dict[str, str]:

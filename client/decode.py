@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageOps
 from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder
+
 from xfed.common.errors import DataError
 
 __all__ = ["PIXEL_LIMIT", "Decoded", "apply_window", "decode", "decode_image"]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
 from xfed.client.decode import decode
 from xfed.common.durable import append_line, remove_tree, translate_os_errors, write_json, write_text
 from xfed.common.errors import DataError, StorageError

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from xfed.client.import_plan import Request, finished_readiness, keyed_hash, reasons
 from xfed.client.import_work import Outcome, WorkArea, decode_all
 from xfed.client.layouts import Record, read_labels

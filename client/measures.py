@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from xfed.client.store import Store
 from xfed.common.features import SCORES, project_features
 from xfed.common.frechet import density_coverage, feature_sums, kid, precision_recall, to_arrays

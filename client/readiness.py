@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.client.store import SPLITS
 
 __all__ = ["Readiness", "inverted_score", "measure", "symmetry"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
 from xfed.client.importing import ImportReport
 from xfed.client.store import SPLITS
 

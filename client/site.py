@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from xfed.client.answers import Answers
 from xfed.client.measures import measure_archive
 from xfed.client.store import Store, open_store

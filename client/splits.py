@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.client.store import SPLITS
 from xfed.common.config import Splits
 from xfed.common.errors import DataError

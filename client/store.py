@@ -16,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.durable import translate_os_errors, write_bytes, write_json
 from xfed.common.errors import DataError
 
@@ -116,22 +118,24 @@ def open_store(folder: Path) -> Store:
     try:
         header = json.loads(header_path.read_text())
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        with np.load(folder / "index.npz", allow_pickle=False) as index:
+        with np.load(io.BytesIO((folder / "index.npz").read_bytes()), allow_pickle=False) as index:
             labels, patients, splits = index["labels"], index["patients"], index["splits"]
-    except (OSError, ValueError, KeyError) as error:
+        schema, count = header["schema"], header["count"]
+        classes, digest = tuple(header["classes"]), str(header["pixels_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{folder}: the image store is damaged ({error}). Delete the folder and import again."
         ) from error
-    if header.get("schema") != SCHEMA:
-        raise DataError(f"{folder}: store schema {header.get('schema')}, this xfed reads {SCHEMA}. Import again.")
-    if not (header["count"] == len(images) == len(labels) == len(patients) == len(splits)):
+    if schema != SCHEMA:
+        raise DataError(f"{folder}: store schema {schema}, this xfed reads {SCHEMA}. Import again.")
+    if not (count == len(images) == len(labels) == len(patients) == len(splits)):
         raise DataError(f"{folder}: the image store's files disagree in length. Delete the folder and import again.")
     return Store(
         folder=folder,
-        classes=tuple(header["classes"]),
+        classes=classes,
         images=images,
         labels=labels,
         patients=patients,
         splits=splits,
-        digest=header["pixels_sha256"],
+        digest=digest,
     )

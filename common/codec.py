@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
 from xfed.common.errors import FederationError
 from xfed.common.messages import REPLIES, REQUESTS, Reply, Request
 

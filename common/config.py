@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
 from xfed.common.errors import ConfigError
 
 __all__ = [
@@ -102,12 +103,14 @@ class Gan(_Section):
     steps_per_round: int = Field(50, ge=1, le=100_000)
     batch: int = Field(64, ge=2, le=4096)
     learning_rate_g: float = Field(2e-4, gt=0, le=0.1)
-    learning_rate_d: float = Field(2e-4, gt=0, le=0.1)
+    learning_rate_d: float = Field(5e-4, gt=0, le=0.1)
     momentum: float = Field(0.5, ge=0, lt=1, description="Adam's beta1")
     ema: float = Field(
         0.9, ge=0, lt=1, description="decay per round of the moving average that the archive is drawn from"
     )
-    augment: bool = Field(True, description="differentiable augmentation of what D sees (Zhao et al. 2020)")
+    augment: Literal["translation", "full", "none"] = Field(
+        "translation", description="differentiable augmentation of what D sees (Zhao et al. 2020)"
+    )
     r1: float = Field(
         0.0, ge=0, le=1000, description="weight of the R1 gradient penalty on reals, every 16 steps; 0 = off"
     )
@@ -142,6 +145,7 @@ class Classifier(_Section):
     momentum: float = Field(0.5, ge=0, lt=1, description="Adam's beta1")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 regularisation")
     dropout: float = Field(0.5, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
     balance: Literal["sampling", "loss", "none"] = "sampling"
     augment: bool = Field(True, description="small affine and exposure changes of training images, in both arms alike")
     synthetic_share: float | None = Field(

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from xfed.common.errors import XfedError
 
 __all__ = ["EXIT_CODES", "progress_bar", "run_app"]

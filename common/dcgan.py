@@ -6,8 +6,12 @@
     image [B, 1, S, S]        -> convolutions (halving) -> 4 x 4 x top -> linear -> logit [B]
 
 There is one up-convolution per doubling: six at 256 px, as in the paper, four at 64 px. ``top = width * 2^(doublings - 1)``,
-so width 32 at 256 px gives the paper's 4x4x1024. No BatchNorm anywhere: GroupNorm in G, none in D (PRIVACY, "Models"), so there
-are no buffers to average and D is ready for per-patient clipping.
+so width 32 at 256 px gives the paper's 4x4x1024.
+
+D has no normalisation: real images flow through it, and one patient must not change another's gradient. G sees latents only, so
+it may normalise over the batch, which keeps its images apart from each other (measured: docs/experiments.md). But running
+statistics would be buffers that averaging spoils. So G has none: for use, `Generator.calibrate` takes the statistics
+from a fixed reference batch of latents (Salimans et al. 2016, virtual batch normalisation). They follow from the weights alone.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
-__all__ = ["Discriminator", "Generator", "draw_latent"]
+__all__ = ["Discriminator", "Generator", "ReferenceNorm", "draw_latent"]
 
 BASE = 4
 KERNEL = 4
+REFERENCE = 256
+REFERENCE_SEED = 20101103
 
 
 def _doublings(size: int) -> int:
@@ -41,6 +48,27 @@ def _initialise(module: nn.Module, generator: torch.Generator | None) -> None:
                     layer.bias.zero_()
 
 
+class ReferenceNorm(nn.Module):
+    """Normalisation over the batch in training; in use, with the statistics of the reference batch it was calibrated on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.recording = False
+        self.statistics: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised `x` [B, channels, H, W]. Raises `RuntimeError` in use before calibration."""
+        if self.recording:
+            self.statistics = (x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False))
+        elif not self.training:
+            if self.statistics is None:
+                raise RuntimeError("call Generator.calibrate() after loading weights, before drawing images")
+            return batch_norm(x, *self.statistics, self.weight, self.bias, training=False)
+        return batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
 class Generator(nn.Module):
     """G: latent [B, latent] to images float32 [B, 1, size, size] in [-1, 1]."""
 
@@ -51,11 +79,11 @@ class Generator(nn.Module):
         self.latent = latent
         self.top = channels[0]
         self.project = nn.Linear(latent, self.top * BASE * BASE)
-        self.first_norm = nn.GroupNorm(min(8, self.top), self.top)
+        self.first_norm = ReferenceNorm(self.top)
         blocks: list[nn.Module] = []
         for wide, narrow in pairwise(channels):
             blocks.append(nn.ConvTranspose2d(wide, narrow, KERNEL, stride=2, padding=1, bias=False))
-            blocks.append(nn.GroupNorm(min(8, narrow), narrow))
+            blocks.append(ReferenceNorm(narrow))
             blocks.append(nn.ReLU())
         blocks.append(nn.ConvTranspose2d(channels[-1], 1, KERNEL, stride=2, padding=1))
         self.blocks = nn.Sequential(*blocks)
@@ -66,6 +94,18 @@ class Generator(nn.Module):
         x = self.project(z).view(-1, self.top, BASE, BASE)
         x = torch.relu(self.first_norm(x))
         return torch.tanh(self.blocks(x))
+
+    @torch.no_grad()
+    def calibrate(self) -> Generator:
+        """Make ready for use: evaluation mode, statistics from the reference latents. Call after every change of weights."""
+        norms = [layer for layer in self.modules() if isinstance(layer, ReferenceNorm)]
+        for norm in norms:
+            norm.recording = True
+        reference = draw_latent(REFERENCE, self.latent, torch.Generator().manual_seed(REFERENCE_SEED))
+        self(reference.to(self.project.weight.device))
+        for norm in norms:
+            norm.recording = False
+        return self.eval()
 
 
 class Discriminator(nn.Module):

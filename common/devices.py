@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
 from xfed.common.errors import DeviceError
 
 __all__ = ["autocast", "choose_device", "memory_format"]

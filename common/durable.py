@@ -42,9 +42,10 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _STORAGE_ERRNOS:
+        # NumPy reports a short write as an OSError without a number
+        if error.errno in _STORAGE_ERRNOS or error.errno is None:
             raise StorageError(
-                f"cannot write {path}: {error.strerror}. Free some space or choose another folder with --out, "
+                f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder, "
                 "then run the same command again: it continues from the last whole step."
             ) from error
         raise

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from xfed.common.classifier import prepare
 from xfed.common.devices import autocast
 from xfed.common.randomness import torch_generator

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.errors import DataError, FederationError
 
 __all__ = [

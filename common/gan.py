@@ -20,14 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from xfed.common.augment import diff_augment
+
 from xfed.common.config import Gan, Study
 from xfed.common.dcgan import Discriminator, Generator, draw_latent
 from xfed.common.devices import autocast, memory_format
+from xfed.common.diffaugment import differentiable_augment
 from xfed.common.randomness import torch_generator
-from xfed.common.weights import load_parameters, parameters_of
+from xfed.common.weights import Weights, load_parameters, parameters_of
 
-__all__ = ["GanLosses", "GanState", "build_generator", "new_gan_state", "render", "train_gan_round"]
+__all__ = ["GanLosses", "GanState", "build_generator", "new_gan_state", "ready_generator", "render", "train_gan_round"]
 
 R1_EVERY = 16
 
@@ -84,6 +85,13 @@ def build_generator(study: Study, seed_names: tuple[str | int, ...] | None = Non
     return Generator(study.image_size, study.gan.width, study.gan.latent, rng)
 
 
+def ready_generator(study: Study, weights: Weights) -> Generator:
+    """The study's generator with `weights`, calibrated and ready to `render`."""
+    generator = build_generator(study)
+    load_parameters(generator, weights)
+    return generator.calibrate()
+
+
 def new_gan_state(study: Study, device: torch.device, *seed_names: str | int) -> GanState:
     """A fresh D and optimizers for one class at one site; D is drawn from the stream `seed_names`."""
     settings = study.gan
@@ -137,7 +145,7 @@ def _gan_step(
     """One D step and one G step. `real` float32 [B, 1, S, S] in [-1, 1], `z` [B, latent]; returns both losses, detached."""
 
     def seen(batch: Tensor) -> Tensor:
-        return diff_augment(batch, rng) if settings.augment else batch
+        return differentiable_augment(batch, rng, settings.augment)
 
     d, g = state.discriminator, state.generator
     with autocast(real.device, precision):
@@ -163,7 +171,7 @@ def _gan_step(
 
 @torch.no_grad()
 def render(generator: Generator, z: Tensor) -> npt.NDArray[np.uint8]:
-    """Images uint8 [B, S, S] of latents float32 [B, latent], always in float32 arithmetic."""
+    """Images uint8 [B, S, S] of latents float32 [B, latent], always in float32; the generator must be calibrated."""
     device = next(generator.parameters()).device
     images = generator(z.to(device)).squeeze(1)
     pixels: npt.NDArray[np.uint8] = images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.errors import DataError, FederationError
 from xfed.common.intervals import (
     auc_interval,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
 from xfed.common.config import Study
 from xfed.common.dcgan import Generator
 from xfed.common.dcnn import DCNN
@@ -124,4 +125,4 @@ def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata does not describe a generator ({error})") from error
     load_parameters(generator, weights)
-    return generator.eval(), facts
+    return generator.calibrate(), facts

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
 from xfed.common.durable import write_bytes
 from xfed.common.errors import CheckpointError, DataError
 

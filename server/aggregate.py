@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.errors import FederationError
 from xfed.common.weights import Weights
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
 from xfed.common.config import Study
 from xfed.common.journal import Journal, Listener
 from xfed.common.version import SOFTWARE

@@ -26,15 +26,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+
 from xfed.common.config import Study
 from xfed.common.dcgan import draw_latent
 from xfed.common.durable import remove_tree, sha256_file, translate_os_errors, write_json, write_text
 from xfed.common.errors import CheckpointError, FederationError
-from xfed.common.gan import build_generator, render
+from xfed.common.gan import ready_generator, render
 from xfed.common.messages import ArchiveKept, ArchiveWanted, KeepArchive, OfferArchive, Reply, Request
 from xfed.common.randomness import seed_for, torch_generator
 from xfed.common.version import SOFTWARE
-from xfed.common.weights import Weights, digest_of, load_parameters
+from xfed.common.weights import Weights, digest_of
 from xfed.server.run import Run
 
 __all__ = ["build_archive", "deliver_archive", "plan_counts", "read_archive", "render_block", "slug", "verify_archive"]
@@ -91,8 +92,7 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
     files: dict[str, str] = {}
     with translate_os_errors(building):
         for name in study.classes:
-            generator = build_generator(study)
-            load_parameters(generator, weights[name])
+            generator = ready_generator(study, weights[name])
             (building / "images" / name).mkdir(parents=True)
             for block in range(math.ceil(counts[name] / BLOCK)):
                 for number, pixels in enumerate(render_block(study, name, generator, block), start=block * BLOCK):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+
 from xfed.common.errors import CheckpointError
 from xfed.common.weights import load_arrays, save_arrays
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from xfed.common.console import EXIT_CODES, run_app
 
 __all__ = ["app", "main"]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.durable import sha256_file
 from xfed.common.errors import FederationError
 from xfed.common.messages import Examples, Reply, Request, ShowExamples

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
 from xfed.common.codec import decode_reply, encode, payload_bytes
 from xfed.common.errors import FederationError
 from xfed.common.messages import Describe, Description, Refusal, Reply, Request

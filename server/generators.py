@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.dcgan import draw_latent
 from xfed.common.errors import FederationError
-from xfed.common.gan import build_generator, render
+from xfed.common.gan import build_generator, ready_generator, render
 from xfed.common.messages import GanUpdate, Reply, Request, TrainGan
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import save_generator
-from xfed.common.weights import load_parameters, parameters_of
+from xfed.common.weights import parameters_of
 from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.run import Run
 
@@ -155,8 +156,7 @@ def _samples(run: Run, weights: dict[str, Arrays]) -> npt.NDArray[np.uint8]:
     study = run.study
     images = []
     for name in study.classes:
-        generator = build_generator(study)
-        load_parameters(generator, weights[name])
+        generator = ready_generator(study, weights[name])
         z = draw_latent(1, study.gan.latent, torch_generator(study.seed, "shown", name))
         images.append(render(generator, z)[0])
     return np.stack(images)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from xfed.common.classifier import predict
 from xfed.common.devices import choose_device
 from xfed.common.errors import FederationError

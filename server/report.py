@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
+
 from xfed.common.durable import write_bytes, write_json, write_text
 from xfed.common.errors import DataError
 from xfed.common.intervals import difference_interval

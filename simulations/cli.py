@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+
 from xfed.common.config import Phantom, Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
 

@@ -26,6 +26,7 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
+
 from xfed.common.errors import ConfigError
 
 __all__ = ["LocalGrid", "run_local", "run_ray", "silence_flower"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.client.importing import import_folder
 from xfed.client.site import SiteSettings, found_site
 from xfed.client.splits import split_patients

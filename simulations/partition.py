@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from xfed.common.config import Sites
 from xfed.common.errors import ConfigError, DataError
 from xfed.common.randomness import numpy_generator

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
 from xfed.common.durable import translate_os_errors, write_bytes, write_json, write_text
 from xfed.common.errors import ConfigError
 from xfed.common.randomness import numpy_generator

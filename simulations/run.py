@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from flwr.app import Context
+
 from xfed.client.app import make_client_app
 from xfed.common.config import Study, load_study, parse_study
 from xfed.common.devices import choose_device

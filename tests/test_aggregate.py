@@ -29,7 +29,8 @@ def test_the_mean_of_one_site_is_that_site_exactly(weights: np.ndarray, count: i
 def test_the_order_of_arrival_does_not_change_a_bit() -> None:
     rng = numpy_generator(1, "order")
     sites = [
-        (rng.normal(0, 10.0 ** rng.integers(-6, 3), 4000).astype(np.float32), int(rng.integers(1, 5000))) for _ in range(5)
+        (rng.normal(0, 10.0 ** rng.integers(-6, 3), 4000).astype(np.float32), int(rng.integers(1, 5000)))
+        for _ in range(5)
     ]
     results = set()
     for order in permutations(range(5)):
@@ -108,4 +109,6 @@ def test_moving_average_closed_form() -> None:
     for _ in range(10):
         average = moving_average(average, {"w": np.ones(1, np.float32)}, 0.8)
     assert average["w"][0] == pytest.approx(1 - 0.8**10, rel=1e-5)
-    assert np.array_equal(moving_average(average, {"w": np.full(1, 3, np.float32)}, 0.0)["w"], np.full(1, 3, np.float32))
+    assert np.array_equal(
+        moving_average(average, {"w": np.full(1, 3, np.float32)}, 0.0)["w"], np.full(1, 3, np.float32)
+    )

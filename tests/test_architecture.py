@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 
 FOLDERS = ("common", "client", "server", "simulations", "configs")
@@ -53,14 +54,18 @@ def test_flower_is_met_in_few_places(path: Path) -> None:
     uses = {name for name in _imports(path) if name.split(".")[0] == "flwr"}
     where = str(path.relative_to(ROOT))
     assert not uses or where in FLOWER_MODULES or where.startswith("simulations/benchmarks"), (where, uses)
-    internals = {n for n in uses if n.split(".")[1:2] and n.split(".")[1] not in ("app", "clientapp", "serverapp", "simulation")}
+    internals = {
+        n for n in uses if n.split(".")[1:2] and n.split(".")[1] not in ("app", "clientapp", "serverapp", "simulation")
+    }
     assert not internals or where == "simulations/flower.py", (where, internals)
 
 
 def test_every_folder_with_code_is_packaged() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     on_disk = {
-        "xfed." + ".".join(path.parent.relative_to(ROOT).parts) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
+        "xfed." + ".".join(path.parent.relative_to(ROOT).parts)
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
     }
     assert on_disk == set(settings["packages"])
     for package, folder in settings["package-dir"].items():

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import tiny
 
+from tests.conftest import tiny
 from xfed.common.errors import CheckpointError
 from xfed.common.gan import build_generator
 from xfed.common.journal import Journal

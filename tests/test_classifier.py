@@ -144,18 +144,19 @@ def test_training_learns_and_predict_generalises() -> None:
     assert (probabilities.argmax(axis=1) == truth).mean() > 0.95
 
 
-def test_one_step_is_adam_with_l2_on_the_drawn_batch() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_one_step_is_adam_with_l2_on_the_drawn_batch(smoothing: float) -> None:
     images, labels = stripes(40, 0)
     model = DCNN(32, 3, width=4, dropout=0.0, generator=seeded())
     slow = copy.deepcopy(model)
-    loss = train(model, images, labels, 1, momentum=0.5, weight_decay=1e-2)
+    loss = train(model, images, labels, 1, momentum=0.5, weight_decay=1e-2, label_smoothing=smoothing)
 
     rows = draw_rows(labels, None, 32, seeded(4), balance="sampling")
     optimizer = torch.optim.Adam(slow.parameters(), lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-2)
     pixels = images[rows].astype(np.float64)
     pixels = (pixels - pixels.mean((1, 2), keepdims=True)) / pixels.std((1, 2), keepdims=True)
     log_p = slow(torch.from_numpy(pixels[:, None]).float()).log_softmax(dim=1)
-    target = 0.9 * nn.functional.one_hot(torch.from_numpy(labels[rows]), 3) + 0.1 / 3
+    target = (1 - smoothing) * nn.functional.one_hot(torch.from_numpy(labels[rows]), 3) + smoothing / 3
     expected = -(target * log_p).sum(dim=1).mean()
     expected.backward()
     optimizer.step()
@@ -247,6 +248,31 @@ def test_predict_gives_probabilities_whatever_the_batch_and_leaves_the_mode() ->
     np.testing.assert_allclose(predict(model, images, device=CPU, precision="float32", batch=2), whole, atol=1e-5)
     np.testing.assert_allclose(predict(model, images, device=CPU, precision="bfloat16"), whole, atol=0.05)
     assert predict(model, images[:0], device=CPU, precision="float32").shape == (0, 5)
+
+
+def test_predict_is_the_mean_over_five_moves_of_a_sixteenth_of_the_side() -> None:
+    images, _ = stripes(6, 0)
+    model = DCNN(32, 3, width=4, generator=seeded()).eval()
+
+    def once(down: int, right: int) -> npt.NDArray[np.float32]:
+        wide = np.pad(images, ((0, 0), (2, 2), (2, 2)), mode="edge")
+        moved = np.ascontiguousarray(wide[:, 2 + down : 34 + down, 2 + right : 34 + right])
+        return predict(model, moved, device=CPU, precision="float32", average_moves=False)
+
+    expected = np.mean([once(*move) for move in [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]], axis=0)
+    averaged = predict(model, images, device=CPU, precision="float32")
+    np.testing.assert_allclose(averaged, expected, atol=1e-5)
+    with torch.no_grad():
+        plain = model(prepare(torch.from_numpy(images))).softmax(dim=1).numpy()
+    np.testing.assert_allclose(once(0, 0), plain, atol=1e-5)
+    assert np.abs(averaged - plain).max() > 1e-3
+
+
+def test_images_too_small_to_move_are_seen_once() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8)).astype(np.uint8)
+    model = DCNN(8, 3, width=4, generator=seeded())
+    answers = [predict(model, images, device=CPU, precision="float32", average_moves=flag) for flag in (True, False)]
+    assert np.array_equal(answers[0], answers[1])
 
 
 def test_exposure_does_not_change_the_answer() -> None:

@@ -28,7 +28,7 @@ def test_the_paper_at_256_six_up_convolutions_six_convolutions_4x4x1024() -> Non
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
 def test_shapes_and_range_at_every_size(size: int) -> None:
     g, d = Generator(size, 4), Discriminator(size, 4)
-    images = g(draw_latent(3, 128, torch_generator(1, "z")))
+    images = g.calibrate()(draw_latent(3, 128, torch_generator(1, "z")))
     assert images.shape == (3, 1, size, size)
     assert images.abs().max() <= 1
     assert d(images).shape == (3,)
@@ -60,3 +60,35 @@ def test_same_stream_same_weights_other_stream_other_weights() -> None:
 
     assert torch.equal(first("a"), first("a"))
     assert not torch.equal(first("a"), first("b"))
+
+
+def test_in_use_an_image_does_not_depend_on_its_neighbours() -> None:
+    g = Generator(32, 4, 16, torch_generator(5, "g"))
+    z = draw_latent(6, 16, torch_generator(1, "z"))
+    in_training = g(z)[:2] - g(z[:2])
+    assert in_training.abs().max() > 1e-3  # over the batch it does
+    g.calibrate()
+    torch.testing.assert_close(g(z)[:2], g(z[:2]), atol=1e-5, rtol=0)
+
+
+def test_calibration_equals_a_training_pass_over_the_reference_latents_and_follows_the_weights() -> None:
+    from xfed.common.dcgan import REFERENCE, REFERENCE_SEED
+
+    g = Generator(32, 4, 16, torch_generator(5, "g"))
+    reference = draw_latent(REFERENCE, 16, torch.Generator().manual_seed(REFERENCE_SEED))
+    with torch.no_grad():
+        expected = g.train()(reference)
+        torch.testing.assert_close(g.calibrate()(reference), expected, atol=1e-4, rtol=0)
+        before = g(reference)
+        g.project.weight.mul_(3.0)
+        g.project.bias.add_(1.0)
+        stale = g(reference)
+        again = g.calibrate()(reference)
+    torch.testing.assert_close(again, before, atol=1e-3, rtol=0)  # scale and shift before a norm cancel
+    assert (stale - before).abs().max() > 1e-2
+
+
+def test_use_before_calibration_is_refused() -> None:
+    g = Generator(32, 4, 16).eval()
+    with pytest.raises(RuntimeError, match="calibrate"):
+        g(torch.zeros(2, 16))

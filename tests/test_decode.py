@@ -20,6 +20,7 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+
 from xfed.client import decode as decode_module
 from xfed.client.decode import apply_window, decode, decode_image
 from xfed.common.errors import DataError, XfedError

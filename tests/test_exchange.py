@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from tests.conftest import tiny
 
+from tests.conftest import tiny
 from xfed.common.codec import decode_request, encode
 from xfed.common.errors import FederationError
 from xfed.common.journal import Journal
@@ -65,7 +65,9 @@ def test_answers_come_in_the_order_of_asking_whatever_the_order_of_finishing() -
     try:
         exchange, _ = join(grid, "s", 3, 10)
         asked = [(site, ShowExamples(study="s", count=1)) for site in exchange.sites]
-        got = [answer.reply.arrays["images"][0] for answer in exchange.ask(asked, 10) if isinstance(answer.reply, Examples)]
+        got = [
+            answer.reply.arrays["images"][0] for answer in exchange.ask(asked, 10) if isinstance(answer.reply, Examples)
+        ]
         assert got == [0, 1, 2]
     finally:
         grid.close()

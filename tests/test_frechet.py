@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+
 from xfed.common.errors import DataError, FederationError
 from xfed.common.frechet import (
     FeatureSums,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import tiny
 
-from xfed.common.gan import build_generator, new_gan_state, render, train_gan_round
+from tests.conftest import tiny
+from xfed.common.gan import build_generator, new_gan_state, ready_generator, render, train_gan_round
 from xfed.common.randomness import torch_generator
 from xfed.common.weights import load_parameters, parameters_of
 
@@ -61,15 +61,17 @@ def test_the_optimizer_moments_matter_for_the_resumed_round() -> None:
 
 
 def test_the_generator_learns_the_brightness_of_its_class() -> None:
-    study = tiny(gan={"steps_per_round": 60, "width": 8, "augment": False, "learning_rate_g": 1e-3, "learning_rate_d": 1e-3})
+    study = tiny(
+        gan={"steps_per_round": 60, "width": 8, "augment": "none", "learning_rate_g": 1e-3, "learning_rate_d": 1e-3}
+    )
     rng = np.random.default_rng(1)
     bright = (200 + rng.normal(0, 8, (64, 32, 32))).clip(0, 255).astype(np.uint8)
     state = new_gan_state(study, CPU, "d")
     load_parameters(state.generator, parameters_of(build_generator(study, ("g",))))
     z = torch.rand(64, 128, generator=torch_generator(9, "z")) * 2 - 1
-    before = abs(render(state.generator, z).mean() - 200)
+    before = abs(render(state.generator.calibrate(), z).mean() - 200)
     train_gan_round(state, bright, np.arange(64), study.gan, torch_generator(2, "round"))
-    after = abs(render(state.generator, z).mean() - 200)
+    after = abs(render(state.generator.calibrate(), z).mean() - 200)
     assert after < 0.3 * before
 
 
@@ -93,6 +95,6 @@ def test_r1_and_bfloat16_train_without_nan() -> None:
 
 def test_rendering_is_uint8_over_the_whole_range() -> None:
     study = tiny()
-    images = render(build_generator(study, ("g",)), torch.zeros(2, 128))
+    images = render(ready_generator(study, parameters_of(build_generator(study, ("g",)))), torch.zeros(2, 128))
     assert images.dtype == np.uint8
     assert images.shape == (2, 32, 32)

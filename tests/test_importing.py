@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from typer.testing import CliRunner
+
 from xfed.client import import_work
 from xfed.client.cli import app
 from xfed.client.importing import ImportReport, import_folder, patient_numbers

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from xfed.client.layouts import Labelled, read_labels, resolve_label
 from xfed.client.tables import read_table
 from xfed.common.errors import ConfigError, DataError, XfedError

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as oracle
+
 from xfed.common.errors import DataError, FederationError
 from xfed.common.intervals import (
     auc_interval,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from xfed.common.config import Sites
 from xfed.common.errors import ConfigError, DataError
 from xfed.simulations.partition import assign_sites

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
 from xfed.common.config import Study
 from xfed.common.errors import ConfigError, StorageError
 from xfed.common.randomness import numpy_generator

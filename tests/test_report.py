@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
+
 from xfed.common.errors import DataError
 from xfed.common.metrics import add, score_sums, summary, zero
 from xfed.server import figures

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.conftest import ROOT, tiny
 
+from tests.conftest import ROOT, tiny
 from xfed.common.errors import CheckpointError, StorageError
 from xfed.common.weights import load_arrays
 from xfed.server.archive import verify_archive
@@ -120,7 +120,9 @@ def test_one_worker_or_two_the_same_bits(unbroken: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.37, 0.55, 0.74, 0.93])
-def test_killed_at_any_write_the_same_command_ends_with_the_same_bits(unbroken: Path, tmp_path: Path, share: float) -> None:
+def test_killed_at_any_write_the_same_command_ends_with_the_same_bits(
+    unbroken: Path, tmp_path: Path, share: float
+) -> None:
     _kill_and_resume(unbroken, tmp_path / "killed", [share])
 
 
@@ -188,6 +190,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
+
     from xfed.common import durable
 
     real, calls = os.fsync, {"n": 0}
@@ -210,7 +213,13 @@ def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(
 def _cli(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     code = "from xfed.simulations.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, **more
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+        **more,
     )
 
 

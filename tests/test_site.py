@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import tiny
 
+from tests.conftest import tiny
 from xfed.client.site import Site, SiteSettings, found_site
 from xfed.client.store import write_store
 from xfed.common import messages as m
@@ -72,7 +72,9 @@ def test_another_study_is_refused_before_the_store_is_read(tmp_path: Path) -> No
         (m.KeepArchive(study="S", shard=0, digest="0" * 64, arrays={}), "not what"),
     ],
 )
-def test_requests_outside_the_study_are_refused_with_the_reason(tmp_path: Path, request_: m.Request, words: str) -> None:
+def test_requests_outside_the_study_are_refused_with_the_reason(
+    tmp_path: Path, request_: m.Request, words: str
+) -> None:
     site = _site(tmp_path)
     reply = site.answer(replace(request_, study=site.study.digest))
     assert isinstance(reply, m.Refusal)

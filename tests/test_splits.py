@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from xfed.client.splits import allot, split_patients
 from xfed.common.config import Splits
 from xfed.common.errors import DataError

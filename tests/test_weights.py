@@ -17,7 +17,11 @@ from xfed.common.weights import digest_of, load_arrays, load_parameters, paramet
 
 
 def test_round_trip_with_metadata(tmp_path: Path) -> None:
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(3.0, np.float32), "u": np.zeros(0, np.uint8)}
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "step": np.array(3.0, np.float32),
+        "u": np.zeros(0, np.uint8),
+    }
     save_arrays(tmp_path / "x.safetensors", arrays, {"name": "n", "facts": {"round": 3, "of": [1, 2]}})
     loaded, facts = load_arrays(tmp_path / "x.safetensors")
     assert facts == {"name": "n", "facts": {"round": 3, "of": [1, 2]}}
