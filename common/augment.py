@@ -4,7 +4,6 @@ training.
 ::
 
     uint8 [B, 1, S, S] --/255--> augment (training only) --> standardise --> classifier
-    in use:  uint8 [B, S, S] --moves--> five views --> standardise --> classifier, once each
     real or fake [-1, 1] --diff_augment--> discriminator       (differentiable with respect to the images)
 
 Everything is batched and every random number comes from the generator that is passed in (a CPU generator),
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-__all__ = ["augment", "diff_augment", "moves", "standardise"]
+__all__ = ["augment", "diff_augment", "standardise"]
 
 ROTATION = math.radians(10)
 SCALE = 0.1
@@ -99,26 +98,6 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool = False, s
     images = (images + noise * (u[6].abs() * NOISE * strength).view(column)).clamp(0, 1)
     boxes = _boxes(count, size, ERASE_SIDE, generator, images) & ((u[7] + 1) / 2 < ERASE_PROBABILITY).view(column)
     return torch.where(boxes, images.mean(dim=(1, 2, 3), keepdim=True), images)
-
-
-def moves(images: Tensor, reach: int) -> list[Tensor]:
-    """Images [..., S, S] of any number format as they are, then moved by `reach` pixels up, down, left and
-    right: five tensors of the same shape and format. The edge's row or column is repeated where nothing comes in.
-
-    Raises `ValueError` unless 0 <= reach < S.
-    """
-    size = images.shape[-1]
-    if not 0 <= reach < size:
-        raise ValueError(f"reach must be in 0..{size - 1}, not {reach}")
-    line = torch.arange(size, device=images.device)
-    back, on = (line - reach).clamp(min=0), (line + reach).clamp(max=size - 1)
-    return [
-        images,
-        images.index_select(-2, on),
-        images.index_select(-2, back),
-        images.index_select(-1, on),
-        images.index_select(-1, back),
-    ]
 
 
 def diff_augment(images: Tensor, generator: torch.Generator) -> Tensor:

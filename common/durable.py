@@ -2,7 +2,7 @@
 
 ::
 
-    bytes --> .name.<pid>.tmp (fsync) --rename--> name --> fsync(folder)
+    bytes --> .name.tmp (fsync) --rename--> name --> fsync(folder)
 
 A reader never sees half a file. A full disk leaves the old file in place and raises `StorageError`.
 """
@@ -63,7 +63,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically and durably, making parent folders. Raises `StorageError`."""
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # one name per file: what a kill leaves behind, the next writing of the same file overwrites
+        temporary = path.with_name(f".{path.name}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(data)

@@ -80,6 +80,7 @@ class Run:
                     self.journal.write(
                         "problem", phase=phase, round=round, site=answer.site, text=problem, attempt=attempt + 1
                     )
+                del answer  # its reply, before the next one is pulled
             pending = missing
             if all(answered[name] >= federation.quorum * count for name, count in asked.items()):
                 break

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xfed.common.augment import augment, diff_augment, moves, standardise
+from xfed.common.augment import augment, diff_augment, standardise
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -124,23 +124,6 @@ def test_about_a_quarter_of_the_images_lose_a_square() -> None:
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     share = ((changed - mean).abs() < 0.02).sum(dim=(1, 2, 3))
     assert 0.15 < float((share >= 20).float().mean()) < 0.35
-
-
-@pytest.mark.parametrize("reach", [0, 1, 3])
-def test_moves_agree_with_numpy(reach: int) -> None:
-    images = torch.randint(0, 256, (3, 8, 8), generator=seeded(), dtype=torch.uint8)
-    wide = np.pad(images.numpy(), ((0, 0), (reach, reach), (reach, reach)), mode="edge")
-    views = moves(images, reach)
-    for view, (down, right) in zip(views, [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)], strict=True):
-        top, left = reach + down * reach, reach + right * reach
-        assert view.dtype == torch.uint8
-        assert np.array_equal(view.numpy(), wide[:, top : top + 8, left : left + 8])
-
-
-@pytest.mark.parametrize("reach", [-1, 8])
-def test_moves_beyond_the_image_are_refused(reach: int) -> None:
-    with pytest.raises(ValueError, match="reach"):
-        moves(torch.zeros(1, 8, 8), reach)
 
 
 def test_diff_augment_gradient_is_exact() -> None:

@@ -86,7 +86,7 @@ def test_finished_replies_do_not_pile_up() -> None:
 
     grid = LocalGrid(_app(behave), 12, 2)
     try:
-        exchange, _ = join(grid, "s", 12, 10)
+        join(grid, "s", 12, 10)
         nodes = sorted(grid.get_node_ids())
         ids = []
         for node in nodes:

@@ -1,0 +1,1 @@
+"""What xfed costs in time and memory: `python -m xfed.simulations.benchmarks.speed` and `.memory` (docs/benchmarks.md)."""
