@@ -37,7 +37,7 @@ def sigmoid_decay(initial: float, round_number: int, rounds: int) -> float:
 
     ``initial * sigmoid(6 - 9 u)`` with u from 0 in the first round to 1 in the last: 0.998, 0.818 and 0.047 of
     `initial` at the start, the middle and the end. The paper gives no slope; with a fall to 0.002 (12 instead
-    of 9) the last third of the rounds teaches next to nothing. Raises `ValueError` outside 0..rounds-1.
+    of 9) the last third of the rounds teaches little. Raises `ValueError` outside 0..rounds-1.
     """
     if not 0 <= round_number < rounds:
         raise ValueError(f"round {round_number} is not among 0..{rounds - 1}")
