@@ -4,7 +4,8 @@ training.
 ::
 
     uint8 [B, 1, S, S] --/255--> augment (training only) --> standardise --> classifier
-    real or fake [-1, 1] --diff_augment--> discriminator       (differentiable with respect to the images)
+
+What a discriminator sees is another matter: `xfed.common.diffaugment`.
 
 Everything is batched and every random number comes from the generator that is passed in (a CPU generator),
 one draw per image.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-__all__ = ["augment", "diff_augment", "standardise"]
+__all__ = ["augment", "standardise"]
 
 ROTATION = math.radians(10)
 SCALE = 0.1
@@ -98,28 +99,3 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool = False, s
     images = (images + noise * (u[6].abs() * NOISE * strength).view(column)).clamp(0, 1)
     boxes = _boxes(count, size, ERASE_SIDE, generator, images) & ((u[7] + 1) / 2 < ERASE_PROBABILITY).view(column)
     return torch.where(boxes, images.mean(dim=(1, 2, 3), keepdim=True), images)
-
-
-def diff_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Differentiable augmentation of what a discriminator sees (Zhao et al. 2020, DiffAugment). Real and fake
-    alike.
-
-    Images float32 [B, 1, S, S] in [-1, 1]: brightness + uniform(-0.5, 0.5), contrast about the mean times
-    uniform(0.5, 1.5), whole-pixel translation within S/8 (black, -1, comes in), and a square of side S/4 set
-    to -1. The square is smaller than in the paper (S/2), so that it does not hide a whole lung. Values may
-    leave [-1, 1]; gradients flow to the images.
-    """
-    _check(images)
-    count, size = images.shape[0], images.shape[-1]
-    column = (count, 1, 1, 1)
-    images = images + _uniform(column, -0.5, 0.5, generator, images)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = (images - mean) * _uniform(column, 0.5, 1.5, generator, images) + mean
-    reach = size // 8
-    shift = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator).to(images.device)
-    rows, columns = torch.arange(size, device=images.device) + shift
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-    picked = torch.arange(count, device=images.device)[:, None, None]
-    moved = images[picked, 0, rows.clamp(0, size - 1)[:, :, None], columns.clamp(0, size - 1)[:, None, :]]
-    visible = inside & ~_boxes(count, size, 0.25, generator, images)[:, 0]
-    return torch.where(visible, moved, -1.0)[:, None]

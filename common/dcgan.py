@@ -38,14 +38,28 @@ def _doublings(size: int) -> int:
     return doublings
 
 
-def _initialise(module: nn.Module, generator: torch.Generator | None) -> None:
-    """Weights ~ N(0, 0.02), biases 0 (Radford et al. 2016, section 4)."""
+def _initialise_generator(module: nn.Module, rng: torch.Generator | None) -> None:
+    """Weights ~ N(0, 0.02), biases 0 (Radford et al. 2016, section 4); the norms behind them set the scale."""
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                layer.weight.normal_(0.0, 0.02, generator=generator)
+            if isinstance(layer, nn.ConvTranspose2d | nn.Linear):
+                layer.weight.normal_(0.0, 0.02, generator=rng)
                 if layer.bias is not None:
                     layer.bias.zero_()
+
+
+def _initialise_discriminator(module: nn.Module, rng: torch.Generator | None) -> None:
+    """Weights ~ N(0, 2 / fan-in) (He et al. 2015, section 2.2), biases 0.
+
+    Without norms N(0, 0.02) loses the signal layer by layer, and D hardly learns: a Frechet distance of 9.3 instead of 2.0 after
+    400 steps (docs/experiments.md).
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                gain = 2 if isinstance(layer, nn.Conv2d) else 1
+                layer.weight.normal_(0.0, math.sqrt(gain / layer.weight[0].numel()), generator=rng)
+                layer.bias.zero_()
 
 
 class ReferenceNorm(nn.Module):
@@ -87,7 +101,7 @@ class Generator(nn.Module):
             blocks.append(nn.ReLU())
         blocks.append(nn.ConvTranspose2d(channels[-1], 1, KERNEL, stride=2, padding=1))
         self.blocks = nn.Sequential(*blocks)
-        _initialise(self, generator)
+        _initialise_generator(self, generator)
 
     def forward(self, z: Tensor) -> Tensor:
         """Images of latents float32 [B, latent]."""
@@ -120,7 +134,7 @@ class Discriminator(nn.Module):
             blocks.append(nn.LeakyReLU(0.2))
         self.blocks = nn.Sequential(*blocks)
         self.logit = nn.Linear(channels[-1] * BASE * BASE, 1)
-        _initialise(self, generator)
+        _initialise_discriminator(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """One logit per image."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xfed.common.augment import augment, diff_augment, standardise
+from xfed.common.augment import augment, standardise
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -68,7 +68,6 @@ def test_augment_draws_for_each_image_alone() -> None:
 def test_augment_leaves_global_randomness_alone() -> None:
     state = torch.get_rng_state()
     augment(ramps(), seeded())
-    diff_augment(ramps(), seeded())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -126,53 +125,7 @@ def test_about_a_quarter_of_the_images_lose_a_square() -> None:
     assert 0.15 < float((share >= 20).float().mean()) < 0.35
 
 
-def test_diff_augment_gradient_is_exact() -> None:
-    images = (torch.rand(3, 1, 8, 8, generator=seeded(), dtype=torch.float64) * 2 - 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: diff_augment(x, seeded(4)), (images,))
-
-
-def test_diff_augment_moves_whole_pixels_and_hides_one_square() -> None:
-    size, count = 32, 200
-    images = torch.rand(count, 1, size, size, generator=seeded())
-    changed = diff_augment(images, seeded(8))
-    assert changed.shape == images.shape
-    hidden = (changed == -1.0).sum(dim=(1, 2, 3))
-    reach = size // 8
-    assert hidden.max() <= (size // 4) ** 2 + 2 * reach * size
-    assert hidden.min() < 120
-    for image, before in zip(changed[:20], images[:20], strict=True):
-        # some whole-pixel move explains the image: brightness and contrast are then one straight line
-        best = 0.0
-        for down in range(-reach, reach + 1):
-            for right in range(-reach, reach + 1):
-                moved = torch.roll(before[0], (down, right), dims=(0, 1))
-                seen = image[0] != -1.0
-                best = max(best, float(torch.corrcoef(torch.stack([moved[seen], image[0][seen]]))[0, 1]))
-        assert best > 0.9999
-
-
-def test_diff_augment_brightness_and_contrast_stay_in_their_ranges() -> None:
-    half = torch.zeros(500, 1, 16, 16)
-    half[..., 8:] = 0.5
-    changed = diff_augment(half, seeded(3))
-    visible = [torch.unique(image[image != -1.0].round(decimals=4)) for image in changed]
-    spans = torch.tensor([float(values.max() - values.min()) for values in visible])
-    means = torch.tensor([float((values.max() + values.min()) / 2) for values in visible]) - 0.25
-    assert spans.max() <= 0.75 + 1e-3
-    assert spans[spans > 0].min() >= 0.25 - 1e-3
-    assert means.abs().max() <= 0.5 + 1e-3
-    assert means.min() < -0.4
-    assert means.max() > 0.4
-
-
-def test_diff_augment_is_a_function_of_its_generator() -> None:
-    images = torch.rand(5, 1, 16, 16, generator=seeded()) * 2 - 1
-    assert torch.equal(diff_augment(images, seeded(1)), diff_augment(images, seeded(1)))
-    assert not torch.equal(diff_augment(images, seeded(1)), diff_augment(images, seeded(2)))
-
-
 @pytest.mark.parametrize("shape", [(1, 16, 16), (2, 3, 16, 16), (2, 1, 16, 8)])
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    for function in (augment, diff_augment):
-        with pytest.raises(ValueError, match=r"\[B, 1, S, S\]"):
-            function(torch.zeros(shape), seeded())
+    with pytest.raises(ValueError, match=r"\[B, 1, S, S\]"):
+        augment(torch.zeros(shape), seeded())

@@ -19,6 +19,13 @@ def test_gradients_flow_and_shapes_stay(policy: str) -> None:
     assert (images.grad.flatten(1).abs().sum(1) > 0).all()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_gradient_is_exact(policy: str) -> None:
+    """Against finite differences, in float64."""
+    images = (torch.rand(3, 1, 8, 8, generator=torch_generator(0, "x"), dtype=torch.float64) * 2 - 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: differentiable_augment(x, torch_generator(4, "a"), policy), (images,))
+
+
 def test_none_is_the_identity_and_streams_repeat() -> None:
     images = torch.rand(4, 1, 16, 16)
     assert torch.equal(differentiable_augment(images, torch_generator(1, "a"), "none"), images)
@@ -46,6 +53,20 @@ def test_full_changes_exposure_and_hides_a_square() -> None:
     shown = seen[:, 0].flatten(1).max(1).values
     assert shown.min() < -0.2
     assert shown.max() > 0.7
+
+
+def test_brightness_and_contrast_stay_in_their_ranges() -> None:
+    half = torch.zeros(500, 1, 16, 16)
+    half[..., 8:] = 0.5
+    changed = differentiable_augment(half, torch_generator(3, "a"), "full")
+    visible = [torch.unique(image[image != -1.0].round(decimals=4)) for image in changed]
+    spans = torch.tensor([float(values.max() - values.min()) for values in visible])
+    means = torch.tensor([float((values.max() + values.min()) / 2) for values in visible]) - 0.25
+    assert spans.max() <= 0.75 + 1e-3
+    assert spans[spans > 0].min() >= 0.25 - 1e-3
+    assert means.abs().max() <= 0.5 + 1e-3
+    assert means.min() < -0.4
+    assert means.max() > 0.4
 
 
 def test_an_unknown_policy_names_the_known_ones() -> None:

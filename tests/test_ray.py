@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT, tiny
 
+from tests.conftest import ROOT, tiny
 from xfed.common.weights import digest_of, load_arrays
 from xfed.simulations.run import run_study
 
