@@ -59,7 +59,8 @@ def _initialise_discriminator(module: nn.Module, rng: torch.Generator | None) ->
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 gain = 2 if isinstance(layer, nn.Conv2d) else 1
                 layer.weight.normal_(0.0, math.sqrt(gain / layer.weight[0].numel()), generator=rng)
-                layer.bias.zero_()
+                if layer.bias is not None:
+                    layer.bias.zero_()
 
 
 class ReferenceNorm(nn.Module):
