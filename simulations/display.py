@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one bar per phase, with the losses or scores that matter."""
+"""What a person sees while a study runs: a bar per phase with the losses or scores that matter; in a log file, a line per tenth."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,9 +29,10 @@ TITLES = {
 
 
 class StudyDisplay:
-    """A journal listener that draws progress bars; use as a context manager."""
+    """A journal listener that draws progress; use as a context manager."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=28),
@@ -39,8 +41,10 @@ class StudyDisplay:
             TimeRemainingColumn(),
             TextColumn("{task.fields[facts]}"),
             console=console,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
 
     def __enter__(self) -> StudyDisplay:
         self._progress.start()
@@ -60,13 +64,18 @@ class StudyDisplay:
         if event["kind"] in ("phase", "round"):
             self._update(event["phase"], event["round"], event["rounds"], _facts(event))
         elif event["kind"] == "problem":
-            self._progress.console.print(
-                f"[yellow]{event['phase']}, round {event['round']}: {event['site']}: {event['text']}"
-            )
+            text = f"{event['phase']}, round {event['round']}: {event['site']}: {event['text']}"
+            self._console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False)
 
     def _update(self, phase: str, done: int, total: int, facts: str) -> None:
+        title = TITLES.get(phase, phase)
+        if not self._console.is_terminal:
+            tenth = 10 * done // max(1, total)
+            if tenth > self._tenths.get(phase, 0):
+                self._tenths[phase] = tenth
+                self._console.print(f"{title:<18} {done}/{total}  {facts}", highlight=False)
+            return
         if phase not in self._tasks:
-            title = TITLES.get(phase, phase)
             self._tasks[phase] = self._progress.add_task(title, total=total, facts=facts, completed=done)
         self._progress.update(self._tasks[phase], completed=done, total=total, facts=facts)
 
@@ -74,11 +83,9 @@ class StudyDisplay:
 def _facts(event: dict[str, Any]) -> str:
     if "losses" in event:
         losses = list(event["losses"].values())
-        return f"D {sum(x['loss_d'] for x in losses) / len(losses):.2f}  G {sum(x['loss_g'] for x in losses) / len(losses):.2f}"
+        d, g = (sum(loss[key] for loss in losses) / len(losses) for key in ("loss_d", "loss_g"))
+        return f"loss D {d:.2f}  G {g:.2f}"
     if "arms" in event:
-        return "  ".join(
-            f"{arm} {facts['validation_balanced_accuracy']:.3f}"
-            for arm, facts in event["arms"].items()
-            if facts["validation_balanced_accuracy"] is not None
-        )
+        scores = {arm: facts["validation_balanced_accuracy"] for arm, facts in event["arms"].items()}
+        return "  ".join(f"{arm} {score:.3f}" for arm, score in scores.items() if score is not None)
     return ""

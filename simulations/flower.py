@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -124,8 +125,6 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull until all replies are there or `timeout` seconds have passed."""
-        import time
-
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -172,9 +171,12 @@ class LocalGrid(Grid):
             except Exception as error:  # a handler may raise anything: as Flower does, it becomes an error reply
                 reply = Message(Error(code=APP_FAILED, reason=f"{type(error).__name__}: {error}"), reply_to=message)
             reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            # a reply past its message's time to live is dropped, as Flower does: nobody waits for it any more
+            late = time.time() > message.metadata.created_at + message.metadata.ttl
             with self._changed:
                 self._busy.discard(node)
-                self._finished[message_id] = reply
+                if not late:
+                    self._finished[message_id] = reply
                 self._changed.notify_all()
             del message, reply
 

@@ -97,6 +97,8 @@ def _pooled(
     store = open_store(pooled)
     missing = [name for label, name in enumerate(study.classes) if not (store.labels == label).any()]
     if missing:
+        # nothing half-made stays behind: the next attempt imports the mended folder
+        remove_tree(pooled.parent)
         raise DataError(
             f"{data} holds no image of {', '.join(missing)}. Map its label with data.label_map, "
             "or take the class out of `classes`."

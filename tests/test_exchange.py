@@ -227,3 +227,40 @@ def test_exchange_needs_no_real_clock() -> None:
         assert answer.problem == "no answer within 50 s"
     finally:
         grid.close()
+
+
+def test_a_reply_past_its_time_to_live_is_dropped_and_blocks_nobody() -> None:
+    def behave(partition: int, request: Any) -> Any:
+        if isinstance(request, ShowExamples):
+            time.sleep(0.5)
+        return _describe(partition, request)
+
+    grid = LocalGrid(_app(behave), 1, 1)
+    try:
+        node = next(iter(grid.get_node_ids()))
+        late = Message(encode(ShowExamples(study="s", count=1)), dst_node_id=node, message_type="query.ask", ttl=0.1)
+        (late_id,) = grid.push_messages([late])
+        time.sleep(0.9)
+        assert list(grid.pull_messages([late_id])) == []
+        exchange, _ = join(grid, "s", 1, 5)  # the pool still works
+        assert exchange.sites == ("site-0",)
+    finally:
+        grid.close()
+
+
+def test_send_and_receive_gives_every_reply_or_gives_up_in_time() -> None:
+    grid = LocalGrid(_app(_describe), 3, 2)
+    try:
+        messages = [
+            Message(encode(Describe(study="s")), dst_node_id=node, message_type="query.ask")
+            for node in grid.get_node_ids()
+        ]
+        assert len(list(grid.send_and_receive(messages, timeout=10))) == 3
+        started = time.monotonic()
+        slow = Message(encode(Describe(study="s")), dst_node_id=2, message_type="query.nobody")
+        (reply,) = grid.send_and_receive([slow], timeout=10)
+        assert reply.has_error()
+        assert list(grid.send_and_receive([], timeout=0.2)) == []
+        assert time.monotonic() - started < 5
+    finally:
+        grid.close()
