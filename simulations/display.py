@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a bar per phase with the losses or scores that matter; in a log file, a line per tenth."""
+"""What a person sees while a study runs: a bar per phase with losses or scores; in a log file, a line per tenth."""
 
 from __future__ import annotations
 
