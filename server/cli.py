@@ -2,7 +2,8 @@
 
 ::
 
-    xfed-server report DIR    DIR/report.json --> DIR/report.html
+    xfed-server report DIR            DIR/report.json --> DIR/report.html
+    xfed-server archive verify DIR    DIR/manifest.json + every file --> untouched, or what was changed
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from xfed.common.console import EXIT_CODES, run_app
+from xfed.common.errors import CheckpointError
 
 __all__ = ["app", "main"]
 
@@ -32,6 +34,29 @@ def report(
     from xfed.server.report import render_again  # matplotlib takes a second: not for --help
 
     print(render_again(folder))
+
+
+archive = typer.Typer(no_args_is_help=True, help="Look after a synthetic archive.")
+app.add_typer(archive, name="archive")
+
+
+@archive.callback()
+def _archive() -> None:
+    """Look after a synthetic archive."""
+
+
+@archive.command(epilog=EXIT_CODES)
+def verify(
+    folder: Annotated[Path, typer.Argument(help="the archive: the folder that holds manifest.json", metavar="DIR")],
+) -> None:
+    """Compare every file with the manifest's digests; ends with 0 only when all is untouched (exit code 4 otherwise)."""
+    from xfed.server.archive import verify_archive
+
+    problems = verify_archive(folder)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:20])
+        raise CheckpointError(f"{folder}: {len(problems)} differences from the manifest; do not use it:\n{shown}")
+    print(f"{folder}: untouched")
 
 
 def main() -> None:

@@ -120,3 +120,20 @@ def test_a_build_that_was_cut_short_leaves_no_archive(tmp_path: Path, monkeypatc
     monkeypatch.setattr("xfed.server.archive.render_block", real)
     build_archive(cast(Run, run), _weights(run))
     assert verify_archive(tmp_path / "archive") == []
+
+
+def test_the_command_says_untouched_or_what_changed(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from xfed.server.cli import app
+
+    run = _Run(tmp_path, archive={"balance": "fixed", "per_class": 2})
+    build_archive(cast(Run, run), _weights(run))
+    folder = tmp_path / "archive"
+    good = CliRunner().invoke(app, ["archive", "verify", str(folder)])
+    assert good.exit_code == 0
+    assert "untouched" in good.output
+    (folder / "metadata.csv").write_text("x")
+    bad = CliRunner().invoke(app, ["archive", "verify", str(folder)])
+    assert isinstance(bad.exception, CheckpointError)
+    assert "metadata.csv: changed" in str(bad.exception)

@@ -210,6 +210,36 @@ def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(
     assert _results(tmp_path / "full") == _results(unbroken)
 
 
+def test_a_site_without_a_class_takes_no_part_in_it(tmp_path: Path) -> None:
+    study = tiny(
+        sites={"count": 3, "missing": {1: ["Cardiomegaly"]}},
+        gan={"rounds": 1},
+        classifier={"rounds": 1, "arms": ["DS1"]},
+    )
+    run_study(study, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["gan"]["classes"]["Cardiomegaly"]["sites"] == ["site-02", "site-03"]
+    assert report["gan"]["classes"]["Normal"]["sites"] == ["site-01", "site-02", "site-03"]
+    assert report["gan"]["classes"]["Cardiomegaly"]["rounds"][0]["sites"] == 2
+    assert sum(report["sites"]["site-01"]["counts"]["Cardiomegaly"].values()) == 0
+    assert "generator of Cardiomegaly" not in report["privacy"]["sites"]["site-01"]["released"]
+
+
+@pytest.mark.realdata
+def test_the_shipped_study_runs_on_real_x_rays_and_shows_none_of_them(real_data: Path, tmp_path: Path) -> None:
+    from xfed.simulations.run import load_run_study
+
+    short = ["gan.rounds=1", "gan.steps_per_round=1", "classifier.rounds=1", "gan.width=4", "classifier.width=4"]
+    study = load_run_study(ROOT / "configs" / "nih.yaml", settings=short, data=real_data, backend=None)
+    run_study(study, tmp_path / "out", real_data)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sum(sum(sum(c.values()) for c in site["counts"].values()) for site in report["sites"].values()) == 3250
+    assert report["source"] == "folder"
+    with np.load(tmp_path / "out" / "report-panels.npz") as panels:
+        assert "real" not in panels
+    assert "ShowExamples" not in (tmp_path / "out" / "events.jsonl").read_text()
+
+
 def _cli(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     code = "from xfed.simulations.cli import main; main()"
     return subprocess.run(
