@@ -225,6 +225,15 @@ def test_a_site_without_a_class_takes_no_part_in_it(tmp_path: Path) -> None:
     assert "generator of Cardiomegaly" not in report["privacy"]["sites"]["site-01"]["released"]
 
 
+def test_googlenet_by_name_alone(tmp_path: Path) -> None:
+    study = tiny(gan={"rounds": 1}, classifier={"model": "googlenet", "rounds": 1, "arms": ["DS3"], "width": 4})
+    run_study(study, tmp_path / "out")
+    from xfed.common.registry import load_classifier
+
+    released = load_classifier(tmp_path / "out" / "models" / "classifier-DS3.safetensors")
+    assert type(released.model).__name__ == "GoogLeNet"
+
+
 @pytest.mark.realdata
 def test_the_shipped_study_runs_on_real_x_rays_and_shows_none_of_them(real_data: Path, tmp_path: Path) -> None:
     from xfed.simulations.run import load_run_study
