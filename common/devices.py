@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
 from xfed.common.errors import DeviceError
 
-__all__ = ["autocast", "choose_device", "memory_format"]
+__all__ = ["autocast", "bfloat16_is_native", "choose_device", "memory_format"]
 
 
 def choose_device(demand: str) -> torch.device:
@@ -28,6 +29,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def bfloat16_is_native(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device computes in bfloat16 itself. Elsewhere PyTorch emulates it: right, but slower than float32.
+
+    For a CPU the flags of `cpuinfo` decide (avx512_bf16, amx_bf16, or bf16 on Arm); where there is no such file, True is assumed.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        words = set(cpuinfo.read_text(encoding="utf-8").split())
+    except OSError:
+        return True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

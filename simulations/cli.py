@@ -10,6 +10,7 @@ from rich.console import Console
 
 from xfed.common.config import Phantom, Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
+from xfed.common.devices import bfloat16_is_native, choose_device
 
 __all__ = ["main"]
 
@@ -50,6 +51,11 @@ def run(
         f"study {study.digest[:12]}, folder {folder}",
         highlight=False,
     )
+    if study.precision == "bfloat16" and not bfloat16_is_native(choose_device(study.runtime.device)):
+        console.print(
+            "[yellow]This processor only emulates bfloat16: the run is right but slow. "
+            "--set precision=float32 is faster here (and gives other bits).[/yellow]"
+        )
     with StudyDisplay(console) as display:
         path = run_study(study, folder, data, listener=display, progress=display.images)
     text = (folder / "report.json").read_text(encoding="utf-8")
