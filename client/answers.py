@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from xfed.common.errors import CheckpointError
 from xfed.common.messages import REPLIES, Reply, Request
-from xfed.common.weights import digest_of, load_arrays, save_arrays
+from xfed.common.weights import digest_of, load_arrays, save_arrays, under
 
 __all__ = ["Answers", "digest_of_request"]
 
@@ -61,8 +61,7 @@ class Answers:
         values = dict(facts["values"])
         for field in dataclasses.fields(kind):
             if field.type == "Arrays":
-                prefix = f"{field.name}/"
-                values[field.name] = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+                values[field.name] = under(arrays, f"{field.name}/")
         return kind(**values)
 
     def keep(self, request: Request, reply: Reply) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from xfed.client.layouts import Record
-from xfed.common.durable import translate_os_errors
+from xfed.common.durable import write_bytes
 from xfed.common.errors import DataError
 
 __all__ = ["quarantine_path", "salt_for", "write_quarantine"]
@@ -29,27 +28,11 @@ def quarantine_path(store: Path) -> Path:
     return store.with_name(f"{store.name}-quarantine.csv")
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """Write atomically, readable by the owner only from the first byte on."""
-    with translate_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.unlink(missing_ok=True)
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def salt_for(store: Path) -> bytes:
     """The store's secret salt, made on first use. Raises `DataError` when the file is not one."""
     path = store.with_name(f"{store.name}-salt")
     if not path.exists():
-        _write_private(path, secrets.token_bytes(_SALT_BYTES))
+        write_bytes(path, secrets.token_bytes(_SALT_BYTES), private=True)
     salt = path.read_bytes()
     if len(salt) != _SALT_BYTES:
         raise DataError(
@@ -72,5 +55,5 @@ def write_quarantine(store: Path, source: Path, records: Sequence[Record]) -> Pa
         inside = record.path.is_relative_to(source)
         file = record.path.relative_to(source).as_posix() if inside else str(record.path)
         writer.writerow([file, record.reason, record.detail])
-    _write_private(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"), private=True)
     return path

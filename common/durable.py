@@ -59,14 +59,19 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically and durably, making parent folders. Raises `StorageError`."""
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write `data` to `path` atomically and durably, making parent folders. Raises `StorageError`.
+
+    A `private` file can be read by its owner only, from the first byte on (mode 0600).
+    """
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # one name per file: what a kill leaves behind, the next writing of the same file overwrites
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            mode = 0o600 if private else 0o666
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

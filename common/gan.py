@@ -26,7 +26,7 @@ from xfed.common.dcgan import Discriminator, Generator, draw_latent
 from xfed.common.devices import autocast, memory_format
 from xfed.common.diffaugment import differentiable_augment
 from xfed.common.randomness import torch_generator
-from xfed.common.weights import Weights, load_parameters, parameters_of
+from xfed.common.weights import Weights, load_parameters, parameters_of, under
 
 __all__ = ["GanLosses", "GanState", "build_generator", "new_gan_state", "ready_generator", "render", "train_gan_round"]
 
@@ -63,7 +63,7 @@ class GanState:
 
     def restore(self, saved: dict[str, npt.NDArray[Any]]) -> None:
         """The inverse of `arrays`. Raises `CheckpointError` when shapes or names differ."""
-        load_parameters(self.discriminator, {k[2:]: v for k, v in saved.items() if k.startswith("d/")})
+        load_parameters(self.discriminator, under(saved, "d/"))
         for prefix, module, optimizer in self._optimized():
             for name, parameter in module.named_parameters():
                 if f"{prefix}/step/{name}" not in saved:

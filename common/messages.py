@@ -20,10 +20,9 @@ Each request names the study's digest; a site refuses any other study before it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 __all__ = [
@@ -52,7 +51,6 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-_NONE: dict[str, npt.NDArray[np.float32]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +210,7 @@ class ShowExamples(Request):
 class Examples(Reply):
     """ "images" uint8 [C, count, S, S]; all black where the site lacks a class."""
 
-    arrays: Arrays = field(default_factory=lambda: dict(_NONE))
+    arrays: Arrays
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xfed.common.config import Study
 from xfed.common.dcgan import Generator
@@ -59,11 +59,6 @@ class ReleasedClassifier:
     classes: tuple[str, ...]
     image_size: int
     facts: dict[str, Any]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of prepared images [B, 1, S, S]."""
-        logits: Tensor = self.model(images)
-        return logits
 
 
 def save_classifier(path: Path, study: Study, weights: Weights, facts: Mapping[str, Any]) -> None:

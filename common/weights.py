@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from xfed.common.durable import write_bytes
 from xfed.common.errors import CheckpointError, DataError
 
-__all__ = ["Weights", "digest_of", "load_arrays", "load_parameters", "parameters_of", "save_arrays"]
+__all__ = ["Weights", "digest_of", "load_arrays", "load_parameters", "parameters_of", "save_arrays", "under"]
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -67,6 +67,11 @@ def digest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         total.update(f"{name}\x1f{array.dtype.str}\x1f{array.shape}\x1f".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def under(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays whose names begin with `prefix`, without it: how several groups share one file or message."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]) -> None:

@@ -170,9 +170,8 @@ def read_archive(folder: Path, classes: tuple[str, ...]) -> tuple[npt.NDArray[np
     return np.stack(images), np.array([classes.index(row["label"]) for row in rows], dtype=np.int64)
 
 
-def deliver_archive(run: Run, root: str) -> None:
+def deliver_archive(run: Run, root: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
     """Bring the archive to every site that lacks it, shard by shard."""
-    images, labels = read_archive(run.folder / "archive", run.study.classes)
     shards: list[dict[str, npt.NDArray[Any]]] = [
         {"images": images[start : start + SHARD], "labels": labels[start : start + SHARD]}
         for start in range(0, len(images), SHARD)

@@ -25,7 +25,7 @@ from xfed.common.messages import ClassifierUpdate, Reply, Request, ScoreClassifi
 from xfed.common.metrics import ScoreSums, add, from_arrays, summary, zero
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier, save_classifier
-from xfed.common.weights import parameters_of
+from xfed.common.weights import parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.run import Run
 
@@ -106,9 +106,7 @@ def _resume(run: Run) -> tuple[list[_Arm], int]:
         return arms, 0
     for arm in arms:
         for part in ("current", "average", "best"):
-            prefix = f"{arm.name}/{part}/"
-            found = {k.removeprefix(prefix): v for k, v in checkpoint.arrays.items() if k.startswith(prefix)}
-            setattr(arm, part, found)
+            setattr(arm, part, under(checkpoint.arrays, f"{arm.name}/{part}/"))
         facts = checkpoint.facts[arm.name]
         arm.best_round, arm.best_score = facts["best_round"], facts["best_score"]
         arm.stopped, arm.rounds = facts["stopped"], facts["rounds"]

@@ -46,10 +46,11 @@ def conduct(run: Run) -> dict[str, Any]:
     study = run.study
     generators = train_generators(run)
     manifest = build_archive(run, generators.weights)
-    deliver_archive(run, manifest["root_sha256"])
+    images, labels = read_archive(run.folder / "archive", study.classes)
+    deliver_archive(run, manifest["root_sha256"], images, labels)
     arms = train_classifiers(run)
     judge = "DS1" if "DS1" in arms else next(iter(arms))
-    quality = archive_quality(run, judge, arms[judge].weights)
+    quality = archive_quality(run, judge, arms[judge].weights, images, labels)
     report = {
         "schema": 1,
         "name": study.name,
@@ -73,7 +74,7 @@ def conduct(run: Run) -> dict[str, Any]:
         "versions": versions(),
         "digests": _digests(run.folder, arms, manifest),
     }
-    write_report(run.folder, report, _panels(run, generators))
+    write_report(run.folder, report, _panels(run, generators, images, labels))
     run.journal.write("finished", study=study.digest)
     return report
 
@@ -162,8 +163,9 @@ def _digests(folder: Path, arms: Mapping[str, ArmResult], manifest: Mapping[str,
     return result
 
 
-def _panels(run: Run, generators: Generators) -> dict[str, npt.NDArray[np.uint8]]:
-    images, labels = read_archive(run.folder / "archive", run.study.classes)
+def _panels(
+    run: Run, generators: Generators, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.uint8]]:
     panels = {
         "synthetic": np.stack([_first(images[labels == label]) for label in range(len(run.study.classes))]),
         "progress": np.stack([generators.progress[round] for round in sorted(generators.progress)]),

@@ -24,7 +24,7 @@ from xfed.common.gan import build_generator, ready_generator, render
 from xfed.common.messages import GanUpdate, Reply, Request, TrainGan
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import save_generator
-from xfed.common.weights import parameters_of
+from xfed.common.weights import parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.run import Run
 
@@ -68,14 +68,6 @@ def _pack(prefix: str, weights: dict[str, Arrays]) -> Arrays:
     return {f"{prefix}/{name}/{key}": value for name, arrays in weights.items() for key, value in arrays.items()}
 
 
-def _unpack(prefix: str, arrays: dict[str, npt.NDArray[Any]], classes: tuple[str, ...]) -> dict[str, Arrays]:
-    result: dict[str, Arrays] = {}
-    for name in classes:
-        start = f"{prefix}/{name}/"
-        result[name] = {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
-    return result
-
-
 def train_generators(run: Run) -> Generators:
     """Run all rounds of phase 1 that are not done yet, and write models/generator-<class>.safetensors."""
     study = run.study
@@ -87,13 +79,9 @@ def train_generators(run: Run) -> Generators:
     done = 0
     if (checkpoint := run.checkpoints.latest(PHASE)) is not None:
         done, history = checkpoint.round, checkpoint.facts["history"]
-        current = _unpack("g", checkpoint.arrays, study.classes)
-        average = _unpack("ema", checkpoint.arrays, study.classes)
-        progress = {
-            int(key.removeprefix("shown/")): value
-            for key, value in checkpoint.arrays.items()
-            if key.startswith("shown/")
-        }
+        current = {name: under(checkpoint.arrays, f"g/{name}/") for name in study.classes}
+        average = {name: under(checkpoint.arrays, f"ema/{name}/") for name in study.classes}
+        progress = {int(number): images for number, images in under(checkpoint.arrays, "shown/").items()}
     run.journal.write("phase", phase=PHASE, round=done, rounds=study.gan.rounds)
     for round in range(done + 1, study.gan.rounds + 1):
         new, losses = _one_round(run, round, current, sites)

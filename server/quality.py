@@ -25,8 +25,7 @@ from xfed.common.features import DIMENSIONS, SCORES, project_features
 from xfed.common.frechet import FeatureSums, add, feature_sums, frechet_distance, from_arrays, zero
 from xfed.common.messages import ArchiveMeasured, MeasureArchive, Reply, Request
 from xfed.common.registry import build_classifier
-from xfed.common.weights import Weights, load_parameters
-from xfed.server.archive import read_archive
+from xfed.common.weights import Weights, load_parameters, under
 from xfed.server.run import Run
 
 __all__ = ["archive_quality"]
@@ -34,7 +33,9 @@ __all__ = ["archive_quality"]
 LEAST = 2
 
 
-def archive_quality(run: Run, arm: str, weights: Weights) -> dict[str, Any]:
+def archive_quality(
+    run: Run, arm: str, weights: Weights, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     """Per-class quality and `recognised`, in the eyes of the classifier `weights` of `arm`; None where not measurable."""
     study = run.study
     run.journal.write("phase", phase="quality", round=0, rounds=1)
@@ -42,7 +43,6 @@ def archive_quality(run: Run, arm: str, weights: Weights) -> dict[str, Any]:
     load_parameters(model, weights)
     device = choose_device(study.runtime.device)
     model = model.to(device)
-    images, labels = read_archive(run.folder / "archive", study.classes)
     halves, scores = _ask(run, arm, weights)
     quality = {}
     for label, name in enumerate(study.classes):
@@ -71,9 +71,8 @@ def _ask(
         for label in range(classes):
             found = []
             for half in (0, 1):
-                prefix = f"{label}/half{half}/"
-                arrays = {k.removeprefix(prefix): v for k, v in reply.arrays.items() if k.startswith(prefix)}
-                found.append(add(halves[label][half], from_arrays(arrays)))
+                sums = from_arrays(under(reply.arrays, f"{label}/half{half}/"))
+                found.append(add(halves[label][half], sums))
             halves[label] = (found[0], found[1])
             row = reply.arrays[f"{label}/scores"]
             totals[label, 0] += row[0]
