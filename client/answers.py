@@ -11,7 +11,6 @@ One file per answer, named by the request's key, whole or absent. The last two r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,12 @@ import numpy.typing as npt
 
 from xfed.common.errors import CheckpointError
 from xfed.common.messages import REPLIES, Reply, Request
-from xfed.common.weights import digest_of, load_arrays, save_arrays, under
+from xfed.common.packing import digest_of_request
+from xfed.common.weights import load_arrays, save_arrays, under
 
-__all__ = ["Answers", "digest_of_request"]
+__all__ = ["Answers"]
 
 KEPT = 2
-
-
-def digest_of_request(request: Request) -> str:
-    """Hex SHA-256 of everything a request says, arrays included."""
-    total = hashlib.sha256(type(request).__name__.encode())
-    for field in dataclasses.fields(request):
-        value = getattr(request, field.name)
-        text = digest_of(value) if field.type == "Arrays" else str(value)
-        total.update(f"\x1f{field.name}\x1f{text}".encode())
-    return total.hexdigest()
 
 
 class Answers:

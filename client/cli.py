@@ -2,10 +2,15 @@
 
 ::
 
+    enroll                  --> key, request to the coordinator, kit from it   (xfed.client.enrolment_cli)
+    check                   --> is everything ready, and what to do where it is not    (xfed.client.check_cli)
+    approve, start, status                                                     (xfed.client.operations_cli)
+    audit                   --> what was asked, what left, untouched or not    (xfed.client.audit_cli)
     import SOURCE           --> image store + readiness report
     evaluate MODEL --images --> one arm's scores on the hospital's own folder; nothing is stored, nothing leaves
 
-Each command parses its options into frozen values and calls one function; errors and exit codes are `run_app`'s.
+Each command parses its options into frozen values and calls one function; errors and exit codes are `run_app`'s. What takes
+seconds to load (torch, pydicom) is loaded by the commands that need it, so the others answer at once.
 """
 
 from __future__ import annotations
@@ -20,14 +25,27 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from xfed.client.importing import import_folder
-from xfed.client.readiness_table import print_readiness
+from xfed.client.audit_cli import audit
+from xfed.client.check_cli import check
+from xfed.client.enrolment_cli import enroll
+from xfed.client.operations_cli import approve, start, status
 from xfed.common.config import Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
 from xfed.common.errors import ConfigError
-from xfed.common.registry import load_classifier
 
 __all__ = ["app", "main"]
+
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="Label CSV; default: found in the folder by name (labels.csv, Data_Entry_2017.csv)."),
+]
+Layout = Annotated[str, typer.Option(help="auto, nih, folders or csv.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the image's file name.")]
+PatientColumn = Annotated[str | None, typer.Option(help="Column with the patient's id.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the label.")]
+LabelMap = Annotated[
+    list[str] | None, typer.Option("--map", help='"their label=Our Class"; may be given several times.')
+]
 
 app = typer.Typer(
     name="xfed-client",
@@ -43,24 +61,24 @@ def _client() -> None:
     """What a hospital runs: real images never leave the machine that runs this."""
 
 
+for command in (enroll, check, approve, start, status, audit):
+    app.command(epilog=EXIT_CODES)(command)
+
+
 @app.command("import", epilog=EXIT_CODES)
 def import_command(
     source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG or DICOM files.")],
     store: Annotated[Path, typer.Option(help="Where the image store goes; an empty or new folder outside SOURCE.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="Label CSV; default: found in SOURCE by name (labels.csv, Data_Entry_2017.csv).")
-    ] = None,
+    labels: Labels = None,
     size: Annotated[int, typer.Option(help="Side of the stored images in pixels: 32, 64, 128 or 256.")] = 64,
     classes: Annotated[
         str | None, typer.Option(help='Class names, "A,B,..."; default: the five classes of the study default.')
     ] = None,
-    layout: Annotated[str, typer.Option(help="auto, nih, folders or csv.")] = "auto",
-    image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
-    patient_column: Annotated[str | None, typer.Option(help="Column with the patient's id.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
-    label_map: Annotated[
-        list[str] | None, typer.Option("--map", help='"their label=Our Class"; may be given several times.')
-    ] = None,
+    layout: Layout = "auto",
+    image_column: ImageColumn = None,
+    patient_column: PatientColumn = None,
+    label_column: LabelColumn = None,
+    label_map: LabelMap = None,
     patient_pattern: Annotated[
         str | None, typer.Option(help="Layout folders: regular expression with one group, the patient in a file name.")
     ] = None,
@@ -75,17 +93,16 @@ def import_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Import a folder of X-rays into an image store, with a readiness report. Run it again to go on after a stop."""
+    from xfed.client.importing import import_folder
+    from xfed.client.readiness_table import print_readiness
+
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     study = _settings(
         size=size,
         classes=names,
         seed=seed,
         data={
-            "layout": layout,
-            "image_column": image_column,
-            "patient_column": patient_column,
-            "label_column": label_column,
-            "label_map": _label_map(label_map or ()),
+            **_labelling(layout, image_column, patient_column, label_column, label_map),
             "splits": {"train": train, "validation": validation, "test": test},
         },
     )
@@ -115,33 +132,26 @@ def evaluate(
         Path, typer.Argument(help="A released classifier, for instance models/classifier-DS3.safetensors.")
     ],
     images: Annotated[Path, typer.Option(help="Folder of PNG, JPEG or DICOM files.")],
-    labels: Annotated[Path | None, typer.Option(help="Label CSV; default: found in the folder by name.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, nih, folders or csv.")] = "auto",
-    image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
-    patient_column: Annotated[str | None, typer.Option(help="Column with the patient's id.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column with the label.")] = None,
-    label_map: Annotated[
-        list[str] | None, typer.Option("--map", help='"their label=Class of the model"; may be given several times.')
-    ] = None,
+    labels: Labels = None,
+    layout: Layout = "auto",
+    image_column: ImageColumn = None,
+    patient_column: PatientColumn = None,
+    label_column: LabelColumn = None,
+    label_map: LabelMap = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON on stdout.")] = False,
 ) -> None:
     """Score a released classifier on a folder of labelled X-rays. Nothing is stored and nothing leaves this machine."""
     from xfed.client.evaluate import evaluate_folder
     from xfed.client.scores_table import print_scores
+    from xfed.common.registry import load_classifier
 
     classes = load_classifier(model).classes
     study = _settings(
         size=64,
         classes=list(classes),
         seed=0,
-        data={
-            "layout": layout,
-            "image_column": image_column,
-            "patient_column": patient_column,
-            "label_column": label_column,
-            "label_map": _label_map(label_map or ()),
-        },
+        data=_labelling(layout, image_column, patient_column, label_column, label_map),
     )
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device!r} is not one of auto, cpu, cuda")
@@ -151,6 +161,19 @@ def evaluate(
         typer.echo(json.dumps(scores, indent=2, ensure_ascii=True))
     else:
         print_scores(scores, Console())
+
+
+def _labelling(
+    layout: str, image_column: str | None, patient_column: str | None, label_column: str | None, pairs: list[str] | None
+) -> dict[str, Any]:
+    """How labels are read, as fields of a study's `data`. Raises `ConfigError`."""
+    return {
+        "layout": layout,
+        "image_column": image_column,
+        "patient_column": patient_column,
+        "label_column": label_column,
+        "label_map": _label_map(pairs or ()),
+    }
 
 
 def _label_map(pairs: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def measure_archive(
     """Arrays as drawn above; "c/scores" is float64 [1 + len(SCORES)]: images compared (0: too few), then the scores."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for label in range(len(store.classes)):
-        rows = np.flatnonzero(store.labels == label)
+        rows = np.flatnonzero((store.labels == label) & (store.splits >= 0))
         real = project_features(model, store.images[rows], device, precision)
         odd = store.patients[rows] % 2 == 1
         for half, features in enumerate((real[~odd], real[odd])):

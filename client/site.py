@@ -9,8 +9,11 @@
       state/          gan-<class>-<round>.safetensors: D and both optimizers, the last two rounds; never sent
       answers/        what was computed, to be sent again after a kill
       archive/        synthetic shards received, named by digest
+      key             the site's private key; members.json: who else takes part, with their public keys
+      secure/         keys of secure sums under way; never sent
 
     request --check study--> stored answer? --> train / score --> state, then answer, to disk --> reply
+                                                                     (in a secure study: the answer stays, a masked one leaves)
 
 The order on disk is the guarantee: the state of round r is written before its answer, and the state of round r - 1 is still
 there until round r + 1, so a kill between the two repeats round r from the same state and the same random stream: the same bits.
@@ -18,6 +21,7 @@ there until round r + 1, so a kill between the two repeats round r from the same
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -30,7 +34,9 @@ import numpy.typing as npt
 import torch
 
 from xfed.client.answers import Answers
+from xfed.client.bounds import splits_taking_part
 from xfed.client.measures import measure_archive
+from xfed.client.secure import SecureSums
 from xfed.client.store import Store, open_store
 from xfed.common import messages as m
 from xfed.common.classifier import predict, sigmoid_decay, train_round
@@ -39,9 +45,11 @@ from xfed.common.devices import choose_device, memory_format
 from xfed.common.durable import write_json
 from xfed.common.errors import DataError, RefusedError, XfedError
 from xfed.common.gan import new_gan_state, train_gan_round
+from xfed.common.identity import load_private_key, new_key, public_text
 from xfed.common.metrics import score_sums, to_arrays
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier
+from xfed.common.summable import SUMMABLE
 from xfed.common.version import SOFTWARE
 from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, save_arrays
 
@@ -56,24 +64,36 @@ class SiteSettings:
     share_examples: bool = False
 
 
-def found_site(folder: Path, settings: SiteSettings, study: Study) -> None:
-    """Write a site's settings and its approved study; the store is made by an import."""
+def found_site(folder: Path, settings: SiteSettings, study: Study) -> str:
+    """Write a simulated site's settings, key and study; the store is made by an import. Returns its public key."""
     write_json(folder / "site.json", {"name": settings.name, "share_examples": settings.share_examples})
     write_json(folder / "study.json", study.resolved())
+    path = folder / "key"
+    return public_text(load_private_key(path).public_key() if path.is_file() else new_key(path).public_key())
 
 
 class Site:
-    """A hospital that answers requests about one study. Raises `DataError` when its folder is incomplete."""
+    """A hospital that answers requests about one study. Raises `DataError` when its folder is incomplete.
 
-    def __init__(self, folder: Path) -> None:
+    `work` is the study's own folder at the site (study.json, state, answers, archive); in a simulation, which has one
+    study, it is the site's folder itself.
+    """
+
+    def __init__(
+        self, folder: Path, work: Path | None = None, *, minimum_summed_sites: int = 2, smallest_count: int = 0
+    ) -> None:
         self.folder = folder
+        self.work = work or folder
+        self._minimum_summed_sites = minimum_summed_sites
+        self._smallest_count = smallest_count
         try:
             settings = json.loads((folder / "site.json").read_text())
             self.settings = SiteSettings(name=settings["name"], share_examples=settings["share_examples"])
-            self.study = parse_study(json.loads((folder / "study.json").read_text()), str(folder / "study.json"))
+            path = self.work / "study.json"
+            self.study = parse_study(json.loads(path.read_text()), str(path))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} is not a site's folder ({error}); found one before answering") from error
-        self._answers = Answers(folder / "answers")
+        self._answers = Answers(self.work / "answers")
 
     @cached_property
     def store(self) -> Store:
@@ -84,7 +104,24 @@ class Site:
                 f"{store.folder} holds {store.size} px images of {', '.join(store.classes)}; the study wants "
                 f"{self.study.image_size} px of {', '.join(self.study.classes)}. Import again with the study's size and classes."
             )
-        return store
+        splits = splits_taking_part(store.labels, store.patients, store.splits, self._smallest_count)
+        return dataclasses.replace(store, splits=splits)
+
+    @cached_property
+    def members(self) -> dict[str, str]:
+        """The sites that take part (name to OpenSSH public key), as the approved plan names them."""
+        path = self.work / "members.json"
+        try:
+            return {str(name): str(key) for name, key in json.loads(path.read_text()).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}): a secure sum needs to know the other sites' keys"
+            ) from error
+
+    @cached_property
+    def _secure(self) -> SecureSums:
+        key = load_private_key(self.folder / "key")
+        return SecureSums(self.work / "secure", self.settings.name, self.study.digest, key, self.members)
 
     def answer(self, request: m.Request) -> m.Reply:
         """Do what is asked, or answer with a `Refusal` that says why not."""
@@ -93,17 +130,46 @@ class Site:
                 raise RefusedError(
                     f"the request is for study {request.study[:12]}, this site approved {self.study.digest[:12]}"
                 )
-            stored = self._answers.find(request)
-            if stored is not None:
-                return stored
-            return self._compute(request)
+            match request:
+                case m.AdvertiseKeys():
+                    return self._secure.advertise(request)
+                case m.ShareKeys():
+                    return self._secure.share(request)
+                case m.Unmask():
+                    return self._secure.unmask(request, self._minimum_summed_sites)
+            if not request.session:
+                if self.study.secure and type(request) in SUMMABLE and not isinstance(request, m.Describe):
+                    raise RefusedError("this study sums securely: the site's own answer does not leave it")
+                return self._plain(request)
+            if type(request) not in SUMMABLE:
+                raise RefusedError(f"{type(request).__name__} cannot be part of a secure sum")
+            alone = dataclasses.replace(request, session="", peers="", total=0)
+            return self._secure.mask(request, self._plain(alone, summed=True), len(self.study.classes))
         except XfedError as error:
             return m.Refusal(site=self.settings.name, error=type(error).__name__, reason=str(error))
 
+    def _plain(self, request: m.Request, summed: bool = False) -> m.Reply:
+        """The site's own answer, stored or computed. In a secure sum a site that has nothing to give gives zeros."""
+        if isinstance(request, m.Describe):
+            return self._describe(shown=summed or not self.study.secure)
+        if summed and (nothing := self._nothing(request)) is not None:
+            return nothing
+        stored = self._answers.find(request)
+        return stored if stored is not None else self._compute(request)
+
+    def _nothing(self, request: m.Request) -> m.Reply | None:
+        if isinstance(request, m.TrainGan):
+            held = len(self.store.rows("train", self._class_position(request.class_name)))
+            if held < self.study.gan.minimum_images:
+                return m.GanUpdate(
+                    site=self.settings.name, images=0, loss_g=0.0, loss_d=0.0, seconds=0.0, weights=request.weights
+                )
+        if isinstance(request, m.TrainClassifier) and not len(self.store.rows("train")):
+            return m.ClassifierUpdate(site=self.settings.name, images=0, loss=0.0, seconds=0.0, weights=request.weights)
+        return None
+
     def _compute(self, request: m.Request) -> m.Reply:
         match request:
-            case m.Describe():
-                return self._describe()
             case m.TrainGan():
                 return self._kept(request, self._train_gan(request))
             case m.OfferArchive():
@@ -128,13 +194,18 @@ class Site:
     def _device(self) -> torch.device:
         return choose_device(self.study.runtime.device)
 
-    def _describe(self) -> m.Description:
+    def _describe(self, shown: bool) -> m.Description:
+        """Who this site is; what it holds only where that may be `shown` (alone, or in a secure sum)."""
+        counts = self.store.counts()
+        drawn = np.where(counts[0] >= self.study.gan.minimum_images, counts[0], 0)
+        if not shown:
+            counts, drawn = np.zeros_like(counts), np.zeros_like(drawn)
         return m.Description(
             site=self.settings.name,
-            patients=len(np.unique(self.store.patients)),
+            patients=len(np.unique(self.store.patients[self.store.splits >= 0])) if shown else 0,
             share_examples=self.settings.share_examples,
             software=SOFTWARE,
-            counts={"counts": self.store.counts()},
+            counts={"counts": counts, "drawn": drawn, "holders": (drawn > 0).astype(np.int64)},
         )
 
     def _class_position(self, class_name: str) -> int:
@@ -169,11 +240,11 @@ class Site:
         )
 
     def _state_path(self, class_name: str, round: int) -> Path:
-        return self.folder / "state" / f"gan-{class_name.replace(' ', '_')}-{round:06d}.safetensors"
+        return self.work / "state" / f"gan-{class_name.replace(' ', '_')}-{round:06d}.safetensors"
 
     def _states(self, class_name: str) -> list[tuple[int, Path]]:
         stem = f"gan-{class_name.replace(' ', '_')}-"
-        paths = (self.folder / "state").glob(f"{stem}??????.safetensors")
+        paths = (self.work / "state").glob(f"{stem}??????.safetensors")
         return sorted((int(path.stem.removeprefix(stem)), path) for path in paths)
 
     def _state_before(self, request: m.TrainGan) -> Path | None:
@@ -188,13 +259,13 @@ class Site:
     def _wanted(self, request: m.OfferArchive) -> m.ArchiveWanted:
         digests = request.digests.split(",")
         missing = [str(i) for i, digest in enumerate(digests) if not self._shard_path(digest).is_file()]
-        write_json(self.folder / "archive" / "offer.json", {"root": request.root, "shards": digests})
+        write_json(self.work / "archive" / "offer.json", {"root": request.root, "shards": digests})
         return m.ArchiveWanted(site=self.settings.name, missing=",".join(missing))
 
     def _shard_path(self, digest: str) -> Path:
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             raise RefusedError(f"{digest[:80]!r} is not the digest of a shard")
-        return self.folder / "archive" / f"{digest}.safetensors"
+        return self.work / "archive" / f"{digest}.safetensors"
 
     def _keep_archive(self, request: m.KeepArchive) -> m.ArchiveKept:
         path = self._shard_path(request.digest)
@@ -215,7 +286,7 @@ class Site:
 
     def _archive(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """All synthetic images uint8 [n, S, S] and labels int64 [n] that the coordinator sent."""
-        offer_path = self.folder / "archive" / "offer.json"
+        offer_path = self.work / "archive" / "offer.json"
         if not offer_path.is_file():
             raise RefusedError("the synthetic archive has not been offered to this site yet")
         return _read_shards(tuple(self._shard_path(d) for d in json.loads(offer_path.read_text())["shards"]))

@@ -57,9 +57,10 @@ class Store:
         return np.flatnonzero(chosen).astype(np.int64)
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """Images per split and class, int64 [3, C]."""
+        """Images per split and class, int64 [3, C]; images in no split (-1) do not count."""
         table = np.zeros((len(SPLITS), len(self.classes)), dtype=np.int64)
-        np.add.at(table, (self.splits.astype(np.int64), self.labels), 1)
+        taking_part = self.splits >= 0
+        np.add.at(table, (self.splits[taking_part].astype(np.int64), self.labels[taking_part]), 1)
         return table
 
 

@@ -2,84 +2,65 @@
 
 ::
 
-    dataclass --encode--> RecordDict { "facts": ConfigRecord (kind, strings, numbers), <field>: ArrayRecord per array field }
+    dataclass --pack--> header, data --encode--> RecordDict { "message": ConfigRecord {"header"}, "data": ArrayRecord {"data": one Array} }
 
-Arrays travel as Flower `Array`s (chunked and content-addressed on the wire), never as bytes in a ConfigRecord.
+The array's bytes are `xfed.common.packing`'s, which Flower cuts into content-addressed chunks of 5 MB on the wire; bytes
+in a ConfigRecord would not be chunked.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from xfed.common.errors import FederationError
-from xfed.common.messages import REPLIES, REQUESTS, Reply, Request
+from xfed.common.messages import Reply, Request
+from xfed.common.packing import pack, unpack_reply, unpack_request
 
-__all__ = ["decode_reply", "decode_request", "encode", "payload_bytes"]
+__all__ = ["decode_reply", "decode_request", "encode", "packed", "payload_bytes", "unwrap"]
 
-T = TypeVar("T", Request, Reply)
-_SCALARS: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-}
+_PACKED = "xfed.packed"
 
 
 def encode(message: Request | Reply) -> RecordDict:
     """The message as Flower records."""
-    facts: dict[str, Any] = {"kind": type(message).__name__}
+    return packed(*pack(message))
+
+
+def packed(header: str, data: bytes) -> RecordDict:
+    """A message that is packed already, as Flower records."""
     record = RecordDict()
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        if field.type == "Arrays":
-            arrays = {name: Array(np.asarray(array, order="C")) for name, array in value.items()}
-            record[field.name] = ArrayRecord(array_dict=arrays)
-        else:
-            facts[field.name] = value
-    record["facts"] = ConfigRecord(facts)
+    record["message"] = ConfigRecord({"header": header})
+    if data:
+        array = Array(dtype="uint8", shape=(len(data),), stype=_PACKED, data=data)
+        record["data"] = ArrayRecord(array_dict={"data": array})
     return record
 
 
 def decode_request(record: RecordDict) -> Request:
     """The inverse of `encode` for requests. Raises `FederationError` on anything else."""
-    return _decode(record, REQUESTS)
+    return unpack_request(*unwrap(record))
 
 
 def decode_reply(record: RecordDict) -> Reply:
     """The inverse of `encode` for replies. Raises `FederationError` on anything else."""
-    return _decode(record, REPLIES)
+    return unpack_reply(*unwrap(record))
 
 
-def _decode(record: RecordDict, kinds: Mapping[str, type[T]]) -> T:
-    facts = record.config_records.get("facts")
-    kind = kinds.get(str(facts.get("kind"))) if facts is not None else None
-    if facts is None or kind is None:
-        name = None if facts is None else facts.get("kind")
-        raise FederationError(f"not a message of this xfed: kind {name!r}. Do both sides run the same version?")
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if field.type == "Arrays":
-            arrays = record.array_records.get(field.name)
-            if arrays is None:
-                raise FederationError(f"{kind.__name__}: the arrays {field.name!r} are missing")
-            try:
-                values[field.name] = {name: array.numpy() for name, array in arrays.items()}
-            except (ValueError, TypeError, OSError, EOFError) as error:
-                raise FederationError(f"{kind.__name__}: the arrays {field.name!r} cannot be read ({error})") from error
-        else:
-            value = facts.get(field.name)
-            expected = _SCALARS[str(field.type)]
-            if field.type == "float" and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, expected) or (field.type == "int" and isinstance(value, bool)):
-                raise FederationError(f"{kind.__name__}.{field.name} must be {field.type}, not {value!r:.60}")
-            values[field.name] = value
-    return kind(**values)
+def unwrap(record: RecordDict) -> tuple[str, bytes]:
+    """Header and bytes of a message, unread. Raises `FederationError` when the records are not ours."""
+    config = record.config_records.get("message")
+    header = config.get("header") if config is not None else None
+    if not isinstance(header, str):
+        raise FederationError("not a message of this xfed: it has no header. Do both sides run the same version?")
+    arrays = record.array_records.get("data")
+    array = arrays.get("data") if arrays is not None else None
+    if array is None:
+        return header, b""
+    if array.stype != _PACKED or not isinstance(array.data, bytes):
+        raise FederationError(
+            "not a message of this xfed: its arrays are not packed. Do both sides run the same version?"
+        )
+    return header, array.data
 
 
 def payload_bytes(record: RecordDict) -> int:

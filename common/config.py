@@ -167,6 +167,15 @@ class Federation(_Section):
     time_limit_s: float = Field(3600, gt=0, description="seconds to wait for the replies of one round")
     retries: int = Field(1, ge=0, le=20, description="times a round without quorum is tried again")
     join_limit_s: float = Field(120, gt=0, description="seconds to wait for the sites to come online")
+    absence_limit_s: float = Field(
+        120, gt=0, description="seconds a round waits for a site that went offline before going on without it"
+    )
+    payload: Literal["float32", "bfloat16"] = Field(
+        "float32", description="how generators travel; bfloat16 halves the bytes and rounds each weight to 8 bits"
+    )
+    secure_aggregation: Literal["auto", "on", "off"] = Field(
+        "auto", description="the coordinator sees only sums over sites; auto: on for three or more sites"
+    )
 
 
 class Report(_Section):
@@ -232,6 +241,10 @@ class Study(_Section):
             if not 1 <= site <= self.sites.count:
                 raise ValueError(f"sites.missing: there is no site {site} among 1..{self.sites.count}")
             known(f"sites.missing.{site}", missing)
+        if self.federation.secure_aggregation == "on" and self.sites.count < 2:
+            raise ValueError(
+                "federation.secure_aggregation: a sum over one site hides nothing; it needs two sites or more"
+            )
         if not self.classifier.arms or len(set(self.classifier.arms)) != len(self.classifier.arms):
             raise ValueError("classifier.arms: name each arm once, at least one")
         return self
@@ -245,6 +258,12 @@ class Study(_Section):
         """Hex SHA-256 of everything that changes results (all but `runtime`)."""
         values = self.model_dump(mode="json", exclude={"runtime"})
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def secure(self) -> bool:
+        """Whether sums over sites are all that the coordinator may see (`federation.secure_aggregation`)."""
+        wish = self.federation.secure_aggregation
+        return wish == "on" or (wish == "auto" and self.sites.count >= 3)
 
     def site_names(self) -> tuple[str, ...]:
         """Names of the simulated hospitals: site-01, site-02, ... (sorted by name and by number alike)."""

@@ -27,7 +27,7 @@ __all__ = ["EXIT_CODES", "progress_bar", "run_app"]
 EXIT_CODES = (
     "Exit codes: 0 success, 1 other error, 2 wrong option or study file, 3 unusable images, labels or store, "
     "4 checkpoint of another study or damaged, 5 device missing, 6 disk full, read-only or locked, "
-    "7 federated round failed, 8 refused by the site's policy, 130 interrupted."
+    "7 federated round failed, 8 refused by the site's policy, 9 identity, 130 interrupted."
 )
 """Epilog of every command's --help."""
 

@@ -9,7 +9,8 @@
     ├── DeviceError          5   a device was demanded that is not there
     ├── StorageError         6   the disk is full, read-only, or locked by another run
     ├── FederationError      7   a round had no quorum, or a site answered nonsense
-    └── RefusedError         8   a site's policy or settings forbid what was asked
+    ├── RefusedError         8   a site's policy or settings forbid what was asked
+    └── IdentityError        9   a key, certificate, kit, plan or signature is not what it should be
 
 0 is success and 130 an interrupt (Ctrl-C). Every message says what happened, where, and what to do next.
 """
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "FederationError",
+    "IdentityError",
     "RefusedError",
     "StorageError",
     "XfedError",
@@ -74,3 +76,9 @@ class RefusedError(XfedError):
     """A site refused a request; the message is the reason it gives to the coordinator."""
 
     exit_code = 8
+
+
+class IdentityError(XfedError):
+    """A key, certificate, kit, plan or signature is missing, expired, foreign or forged."""
+
+    exit_code = 9

@@ -3,6 +3,7 @@
 ::
 
     coordinator --request--> site                         what the reply carries out of the hospital
+    ProposePlan              PlanStatus                    whether the site has approved the plan
     Describe                 Description                   counts per split and class, number of patients, versions
     TrainGan                 GanUpdate                     G's float32 weights, number of images, two mean losses
     OfferArchive             ArchiveWanted                 which shards the site lacks
@@ -11,6 +12,10 @@
     ScoreClassifier          Scores                        sums: confusion counts, score histograms, patient-level moments
     MeasureArchive           ArchiveMeasured               sums of features, and a few scores per class
     ShowExamples             Examples                      images: phantoms only, unless the site allows it
+    AdvertiseKeys            SessionKeys                   public keys for one secure sum, signed by the site
+    ShareKeys                SessionShares                 secrets in shares, each readable by one other site only
+    (any, with a session)    Masked                        the answer under masks that cancel in the sum over sites
+    Unmask                   UnmaskShares                  shares that take the masks off the sum, and off nothing else
     (any)                    Refusal                       the reason
 
 A discriminator, an optimizer state, a patient number, a file name or a real image of a patient is in none of them.
@@ -28,6 +33,7 @@ import numpy.typing as npt
 __all__ = [
     "REPLIES",
     "REQUESTS",
+    "AdvertiseKeys",
     "ArchiveKept",
     "ArchiveMeasured",
     "ArchiveWanted",
@@ -38,16 +44,24 @@ __all__ = [
     "Examples",
     "GanUpdate",
     "KeepArchive",
+    "Masked",
     "MeasureArchive",
     "OfferArchive",
+    "PlanStatus",
+    "ProposePlan",
     "Refusal",
     "Reply",
     "Request",
     "ScoreClassifier",
     "Scores",
+    "SessionKeys",
+    "SessionShares",
+    "ShareKeys",
     "ShowExamples",
     "TrainClassifier",
     "TrainGan",
+    "Unmask",
+    "UnmaskShares",
 ]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -55,16 +69,23 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Base of what the coordinator asks. `flower_type` routes it; `study` is the plan's digest."""
+    """Base of what the coordinator asks. `flower_type` routes it; `study` is the study's digest.
+
+    With a `session` the answer goes into a secure sum over the sites `peers` (names joined by commas);
+    `total` is the number of images that the sum's weights are shares of (`xfed.common.secure_sum`).
+    """
 
     flower_type: ClassVar[str] = "query.ask"
     study: str
+    session: str = ""
+    peers: str = ""
+    total: int = 0
 
     @property
     def key(self) -> str:
         """Names this request among all of its study, for logs and stored answers."""
         parts = [type(self).__name__]
-        for name in ("class_name", "arm", "split", "shard", "round"):
+        for name in ("session", "class_name", "arm", "split", "shard", "round"):
             value = getattr(self, name, None)
             if value is not None:
                 parts.append(str(value).replace(" ", "_"))
@@ -79,13 +100,34 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposePlan(Request):
+    """The plan of a study (JSON text, `xfed.common.plan`) and the federation's signature of it, for approval by people."""
+
+    plan: str
+    signature: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanStatus(Reply):
+    """Whether this plan is approved at the site."""
+
+    digest: str
+    approved: bool
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Describe(Request):
     """Who are you, and what do you hold?"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description(Reply):
-    """`counts`: one array "counts" int64 [3, C], images per split (train, validation, test) and class."""
+    """`counts`: "counts" int64 [3, C], images per split (train, validation, test) and class; "drawn" int64 [C], training
+    images of the classes that this site trains a generator of; "holders" int64 [C], 1 for those classes.
+
+    All zero where the study sums securely: then only their sums over sites leave.
+    """
 
     patients: int
     share_examples: bool
@@ -221,9 +263,60 @@ class Refusal(Reply):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdvertiseKeys(Request):
+    """Begin a secure sum: make keys for `session` (`xfed.common.secure_sum`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionKeys(Reply):
+    """ "advert" uint8: the site's public keys of one session and its signature of them."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareKeys(Request):
+    """Everybody's adverts: per site its public keys and signature, uint8."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionShares(Reply):
+    """Per peer one ciphertext (uint8) that only the peer can read."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Reply):
+    """An answer of kind `kind` as masked vectors: "weights" uint32 and "statistics" uint64, both modulo their size."""
+
+    kind: str
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmask(Request):
+    """Who delivered and who did not (names joined by commas), and the ciphertexts addressed to this site, by sender."""
+
+    survivors: str
+    dropped: str
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmaskShares(Reply):
+    """Per site one share (uint8): of its self mask's seed if it delivered, of its key if it did not."""
+
+    arrays: Arrays
+
+
 REQUESTS: dict[str, type[Request]] = {
     kind.__name__: kind
     for kind in (
+        ProposePlan,
         Describe,
         TrainGan,
         OfferArchive,
@@ -232,11 +325,15 @@ REQUESTS: dict[str, type[Request]] = {
         ScoreClassifier,
         MeasureArchive,
         ShowExamples,
+        AdvertiseKeys,
+        ShareKeys,
+        Unmask,
     )
 }
 REPLIES: dict[str, type[Reply]] = {
     kind.__name__: kind
     for kind in (
+        PlanStatus,
         Description,
         GanUpdate,
         ArchiveWanted,
@@ -245,6 +342,10 @@ REPLIES: dict[str, type[Reply]] = {
         Scores,
         ArchiveMeasured,
         Examples,
+        SessionKeys,
+        SessionShares,
+        Masked,
+        UnmaskShares,
         Refusal,
     )
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 __all__ = ["SOFTWARE", "versions"]
 
 
@@ -22,6 +20,8 @@ SOFTWARE = f"xfed {_version('xfed')}"
 
 def versions() -> dict[str, str]:
     """Versions of xfed, of what it stands on, and of the machine."""
+    import torch  # takes seconds: `SOFTWARE` alone does not need it
+
     packages = ("xfed", "flwr", "torch", "numpy", "pillow", "pydantic", "safetensors", "opacus")
     return {
         **{package: _version(package) for package in packages},

@@ -10,7 +10,6 @@ Only parameters travel. The models have no buffers (no BatchNorm), which `parame
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.numpy import save
 
 from xfed.common.durable import write_bytes
 from xfed.common.errors import CheckpointError, DataError
+from xfed.common.packing import digest_of
 
 __all__ = ["Weights", "digest_of", "load_arrays", "load_parameters", "parameters_of", "save_arrays", "under"]
 
@@ -57,16 +57,6 @@ def load_parameters(module: torch.nn.Module, weights: Weights) -> None:
                     f"expected {tuple(parameter.shape)}"
                 )
             parameter.copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
-
-
-def digest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Hex SHA-256 over names, shapes, types and bytes, independent of the mapping's order."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        total.update(f"{name}\x1f{array.dtype.str}\x1f{array.shape}\x1f".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
 
 
 def under(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:

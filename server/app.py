@@ -10,16 +10,22 @@ from flwr.serverapp import Grid, ServerApp
 from xfed.common.config import Study
 from xfed.common.journal import Journal, Listener
 from xfed.common.version import SOFTWARE
+from xfed.server.census import census_of
 from xfed.server.checkpoints import Checkpoints
 from xfed.server.conduct import conduct
-from xfed.server.exchange import join
+from xfed.server.joining import Proposal, join
 from xfed.server.run import Run
 
 __all__ = ["make_server_app"]
 
 
-def make_server_app(study: Study, folder: Path, listener: Listener | None = None) -> ServerApp:
-    """A ServerApp that runs or continues `study` in `folder`; every event goes to events.jsonl and to `listener`."""
+def make_server_app(
+    study: Study, folder: Path, listener: Listener | None = None, proposal: Proposal | None = None
+) -> ServerApp:
+    """A ServerApp that runs or continues `study` in `folder`; every event goes to events.jsonl and to `listener`.
+
+    With a `proposal` (a real federation) each site must approve the plan first, and has the name its key was admitted under.
+    """
     app = ServerApp()
 
     @app.main()
@@ -29,16 +35,16 @@ def make_server_app(study: Study, folder: Path, listener: Listener | None = None
         journal.write(
             "resumed" if before else "started", text=f"study {study.name} {study.digest[:12]} with {SOFTWARE}"
         )
-        exchange, descriptions = join(grid, study.digest, study.sites.count, study.federation.join_limit_s)
-        conduct(
-            Run(
-                study=study,
-                folder=folder,
-                exchange=exchange,
-                journal=journal,
-                checkpoints=Checkpoints(folder / "checkpoints", study.digest),
-                descriptions=descriptions,
-            )
+        exchange, descriptions = join(grid, study, journal, proposal)
+        run = Run(
+            study=study,
+            folder=folder,
+            exchange=exchange,
+            journal=journal,
+            checkpoints=Checkpoints(folder / "checkpoints", study.digest),
+            descriptions=descriptions,
+            census=census_of(descriptions, len(study.classes), study.secure),
         )
+        conduct(run)
 
     return app

@@ -79,9 +79,7 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
         if manifest.get("study") == study.digest:
             return manifest
         raise CheckpointError(f"{place} is the archive of another study. Choose another --out.")
-    real = {
-        name: sum(run.images(site, 0, label) for site in run.exchange.sites) for label, name in enumerate(study.classes)
-    }
+    real = {name: int(run.census.counts[0, label]) for label, name in enumerate(study.classes)}
     counts = plan_counts(study, real)
     run.journal.write("phase", phase="archive", round=0, rounds=sum(counts.values()))
     building = run.folder / ".archive.building"

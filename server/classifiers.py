@@ -27,7 +27,7 @@ from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier, save_classifier
 from xfed.common.weights import parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
-from xfed.server.run import Run
+from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["ArmResult", "train_classifiers"]
 
@@ -133,27 +133,33 @@ def _save(run: Run, round: int, arms: list[_Arm]) -> None:
 
 
 def _sites_with(run: Run, split: int) -> list[str]:
-    return [site for site in run.exchange.sites if run.descriptions[site].counts["counts"][split].sum() > 0]
+    return [site for site in run.exchange.sites if run.study.secure or run.census.sites[site][split].sum() > 0]
 
 
 def _train_round(run: Run, round: int, active: list[_Arm]) -> dict[str, float]:
     means = {arm.name: RunningMean() for arm in active}
     losses = dict.fromkeys(means, 0.0)
     start = {arm.name: arm.current for arm in active}
-    requests: list[tuple[str, Request]] = []
-    for arm in active:
-        request = TrainClassifier(study=run.study.digest, arm=arm.name, round=round, weights=arm.current)
-        requests += [(site, request) for site in _sites_with(run, 0)]
+    requests = [
+        TrainClassifier(
+            study=run.study.digest,
+            arm=arm.name,
+            round=round,
+            weights=arm.current,
+            total=run.census.training() if run.study.secure else 0,
+        )
+        for arm in active
+    ]
 
     def fold(site: str, request: Request, reply: Reply) -> None:
         if not isinstance(reply, ClassifierUpdate) or not isinstance(request, TrainClassifier):
             raise FederationError(f"{site} answered {type(reply).__name__} to TrainClassifier")
         check_update(reply.weights, start[request.arm], site)
-        held = int(run.descriptions[site].counts["counts"][0].sum())
+        held = reply.images if site == ALL_SITES else run.census.training(site)
         means[request.arm].add(reply.weights, held)
         losses[request.arm] += held * reply.loss
 
-    run.ask(PHASE, round, requests, fold, group=lambda request: getattr(request, "arm", ""))
+    run.sum(PHASE, round, requests, [_sites_with(run, 0)] * len(requests), fold)
     for arm in active:
         arm.current = means[arm.name].mean()
         decay = min(run.study.classifier.average, (round - 1) / (round + 4))
@@ -167,10 +173,10 @@ def _score(
     classes = len(run.study.classes)
     totals = {name: zero(classes) for name in weights}
     by_site: dict[str, dict[str, ScoreSums]] = {name: {} for name in weights}
-    requests: list[tuple[str, Request]] = []
-    for name, arrays in weights.items():
-        request = ScoreClassifier(study=run.study.digest, arm=name, round=round, split=split, weights=arrays)
-        requests += [(site, request) for site in _sites_with(run, 1 if split == "validation" else 2)]
+    requests = [
+        ScoreClassifier(study=run.study.digest, arm=name, round=round, split=split, weights=arrays)
+        for name, arrays in weights.items()
+    ]
 
     def fold(site: str, request: Request, reply: Reply) -> None:
         if not isinstance(reply, Scores) or not isinstance(request, ScoreClassifier):
@@ -179,9 +185,11 @@ def _score(
         if sums.classes != classes:
             raise FederationError(f"{site} sent scores of {sums.classes} classes, expected {classes}")
         totals[request.arm] = add(totals[request.arm], sums)
-        by_site[request.arm][site] = sums
+        if site != ALL_SITES:
+            by_site[request.arm][site] = sums
 
-    run.ask(f"{PHASE}-{split}", round, requests, fold, group=lambda request: getattr(request, "arm", ""))
+    holders = [_sites_with(run, 1 if split == "validation" else 2)] * len(requests)
+    run.sum(f"{PHASE}-{split}", round, requests, holders, fold)
     return {name: (totals[name], by_site[name]) for name in weights}
 
 

@@ -1,7 +1,9 @@
-"""`xfed-server`: what the coordinating site does with a run.
+"""`xfed-server`: what the coordinating site does.
 
 ::
 
+    xfed-server init, approve, revoke, renew, members    membership (xfed.server.federation_cli)
+    xfed-server plan, start, status                      a study    (xfed.server.operations_cli)
     xfed-server report DIR            DIR/report.json --> DIR/report.html
     xfed-server archive verify DIR    DIR/manifest.json + every file --> untouched, or what was changed
 """
@@ -15,6 +17,8 @@ import typer
 
 from xfed.common.console import EXIT_CODES, run_app
 from xfed.common.errors import CheckpointError
+from xfed.server.federation_cli import approve, init, members, renew, revoke
+from xfed.server.operations_cli import plan, start, status
 
 __all__ = ["app", "main"]
 
@@ -34,6 +38,10 @@ def report(
     from xfed.server.report import render_again  # matplotlib takes a second: not for --help
 
     print(render_again(folder))
+
+
+for command in (init, approve, revoke, renew, members, plan, start, status):
+    app.command(epilog=EXIT_CODES)(command)
 
 
 archive = typer.Typer(no_args_is_help=True, help="Look after a synthetic archive.")

@@ -10,6 +10,7 @@ Each step begins by looking at what is on disk, so that running a killed study a
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,16 +22,17 @@ import numpy.typing as npt
 
 from xfed.common.durable import sha256_file
 from xfed.common.errors import FederationError
-from xfed.common.messages import Examples, Reply, Request, ShowExamples
+from xfed.common.messages import Describe, Description, Examples, Reply, Request, ShowExamples
 from xfed.common.metrics import summary
 from xfed.common.version import versions
 from xfed.common.weights import digest_of
 from xfed.server.archive import build_archive, deliver_archive, read_archive
+from xfed.server.census import Census, census_of
 from xfed.server.classifiers import ArmResult, train_classifiers
 from xfed.server.generators import Generators, train_generators
 from xfed.server.quality import archive_quality
 from xfed.server.report import write_report
-from xfed.server.run import Run
+from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["conduct"]
 
@@ -40,10 +42,17 @@ NOT_PRIVATE = (
     "weights, which were trained on its patients, left it."
 )
 
+SUMS_ONLY = (
+    "Secure aggregation: the coordinator saw sums over the sites only, not this site's own weights, counts or scores. The sums "
+    "themselves are exact, and what they reveal about a patient is not bounded."
+)
+
 
 def conduct(run: Run) -> dict[str, Any]:
     """Run or continue the study; returns the report that was written. Raises `XfedError`."""
     study = run.study
+    if study.secure:
+        run = dataclasses.replace(run, census=_count_securely(run))
     generators = train_generators(run)
     manifest = build_archive(run, generators.weights)
     images, labels = read_archive(run.folder / "archive", study.classes)
@@ -60,11 +69,17 @@ def conduct(run: Run) -> dict[str, Any]:
         "source": study.data.source,
         "image_size": study.image_size,
         "sites": _sites(run),
+        "totals": {"patients": run.census.patients, "counts": _counts(run, run.census.counts)},
+        "secure_aggregation": study.secure,
         "arms": {name: _arm(run, name, arm, manifest["counts"]) for name, arm in arms.items()},
         "gan": {
             "classes": {
-                name: {"sites": list(generators.holders[name]), "rounds": generators.history[name]}
-                for name in study.classes
+                name: {
+                    "sites": [] if study.secure else list(generators.holders[name]),
+                    "holders": int(run.census.holders[label]),
+                    "rounds": generators.history[name],
+                }
+                for label, name in enumerate(study.classes)
             },
             "progress_rounds": sorted(generators.progress),
         },
@@ -79,23 +94,40 @@ def conduct(run: Run) -> dict[str, Any]:
     return report
 
 
+def _count_securely(run: Run) -> Census:
+    """The census of a secure study: the sum of the sites' counts. Raises `FederationError`."""
+    found: list[Description] = []
+
+    def fold(site: str, request: Request, reply: Reply) -> None:
+        if not isinstance(reply, Description):
+            raise FederationError(f"{site} answered {type(reply).__name__} to Describe")
+        found.append(reply)
+
+    run.sum("census", 0, [Describe(study=run.study.digest)], [run.exchange.sites], fold)
+    return census_of({ALL_SITES: found[0]}, len(run.study.classes), secure=True)
+
+
 def _sites(run: Run) -> dict[str, Any]:
     result = {}
     for site, description in run.descriptions.items():
-        counts = description.counts["counts"]
+        counts = run.census.sites.get(site)
         result[site] = {
-            "patients": description.patients,
-            "counts": {
-                name: {split: int(counts[row, label]) for row, split in enumerate(("train", "validation", "test"))}
-                for label, name in enumerate(run.study.classes)
-            },
+            "patients": description.patients if counts is not None else None,
+            "counts": _counts(run, counts) if counts is not None else None,
         }
     return result
 
 
+def _counts(run: Run, counts: npt.NDArray[np.int64]) -> dict[str, dict[str, int]]:
+    return {
+        name: {split: int(counts[row, label]) for row, split in enumerate(("train", "validation", "test"))}
+        for label, name in enumerate(run.study.classes)
+    }
+
+
 def _arm(run: Run, name: str, arm: ArmResult, synthetic: Mapping[str, int]) -> dict[str, Any]:
     classes = run.study.classes
-    real = {c: sum(run.images(site, 0, label) for site in run.exchange.sites) for label, c in enumerate(classes)}
+    real = {c: int(run.census.counts[0, label]) for label, c in enumerate(classes)}
     return {
         **summary(arm.test, classes),
         "sites": {site: summary(sums, classes) for site, sums in sorted(arm.sites.items())},
@@ -108,23 +140,37 @@ def _arm(run: Run, name: str, arm: ArmResult, synthetic: Mapping[str, int]) -> d
 
 def _privacy(run: Run, generators: Generators) -> dict[str, Any]:
     """What each site released, and at what privacy cost: none of it is private in this version."""
-    sites = {}
-    for site in run.exchange.sites:
-        released = [f"generator of {name}" for name in run.study.classes if site in generators.holders[name]]
-        released += [f"classifier of {arm}" for arm in run.study.classifier.arms]
-        released += [
-            "counts of images per class and split",
-            "confusion counts and score histograms",
-            "sums of features",
+    return {
+        "sites": {
+            site: {
+                "unit": "patient",
+                "epsilon": None,
+                "delta": None,
+                "statement": f"{NOT_PRIVATE} {SUMS_ONLY}" if run.study.secure else NOT_PRIVATE,
+                "released": _released(run, generators, site),
+            }
+            for site in run.exchange.sites
+        },
+    }
+
+
+def _released(run: Run, generators: Generators, site: str) -> list[str]:
+    arms = run.study.classifier.arms
+    if run.study.secure:
+        return [
+            "its share of the sums over all sites, under masks:",
+            *[f"generator of {name}" for name in run.study.classes],
+            *[f"classifier of {arm}" for arm in arms],
+            "counts of images per class and split, confusion counts, score histograms, sums of features",
         ]
-        sites[site] = {
-            "unit": "patient",
-            "epsilon": None,
-            "delta": None,
-            "statement": NOT_PRIVATE,
-            "released": released,
-        }
-    return {"sites": sites}
+    released = [f"generator of {name}" for name in run.study.classes if site in generators.holders[name]]
+    released += [f"classifier of {arm}" for arm in arms]
+    return [
+        *released,
+        "counts of images per class and split",
+        "confusion counts and score histograms",
+        "sums of features",
+    ]
 
 
 def _from_journal(run: Run) -> dict[str, Any]:

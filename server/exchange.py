@@ -3,29 +3,36 @@
 ::
 
     [(site, request), ...] --push--> grid ... --pull next id--> decode --> Answer(site, request, reply | problem) --> caller folds
+                               ^                     |
+                               +-- asked again, once the site is back --+ it went offline, restarted, or its answer broke off
 
 Only the reply that is folded next is pulled; later ones wait in Flower's store (or in the local backend's
-pool), so the coordinator holds one reply at a time and folds in a fixed order. A site that refuses, fails,
-answers nonsense or misses the time limit is an `Answer` with a `problem`: the round's owner decides whether
-the quorum still stands.
+pool), so the coordinator holds one reply at a time and folds in a fixed order. Flower hands a message out once: a site that
+was killed with it in hand would be waited for in vain, so it is asked again when it comes back. A site answers the same
+request with the same stored answer, so asking twice costs traffic and nothing else. A site that refuses, fails, answers
+nonsense or stays away is an `Answer` with a `problem`: the round's owner decides whether the quorum still stands.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from xfed.common.codec import decode_reply, encode, payload_bytes
 from xfed.common.errors import FederationError
-from xfed.common.messages import Describe, Description, Refusal, Reply, Request
+from xfed.common.messages import Refusal, Reply, Request
 
-__all__ = ["Answer", "Exchange", "join"]
+__all__ = ["Answer", "Exchange", "Presence", "presences"]
 
 POLL_S = 0.05
+PRESENCE_S = 0.5
+TTL_SLACK_S = 310.0
+_AWAY = frozenset({3, 4, 5})  # Flower's codes for a message or reply that is gone and for a node that is offline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +47,54 @@ class Answer:
     received_bytes: int
 
 
+@dataclass(frozen=True)
+class Presence:
+    """A node as Flower's `Grid.get_nodes` shows it; `session` changes when the site's process comes back."""
+
+    node: int
+    name: str
+    online: bool
+    session: str
+
+
+def presences(grid: Grid) -> dict[int, Presence]:
+    """All nodes of a grid by their number; where a grid knows numbers only, all are online and nameless."""
+    return {
+        info.node_id: Presence(info.node_id, info.name, info.status == "online", info.last_activated_at)
+        for info in grid.get_nodes()
+    }
+
+
+@dataclass
+class _Asked:
+    """A request under way at one site."""
+
+    site: str
+    request: Request
+    message_id: str
+    session: str
+    sent: int
+
+
 class Exchange:
     """The sites by name, and how to ask them."""
 
-    def __init__(self, grid: Grid, nodes: dict[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        absence_limit_s: float = float("inf"),
+        clock: Callable[[], float] = time.monotonic,
+        notice: Callable[[str, str], None] = lambda site, text: None,
+    ) -> None:
         self._grid = grid
         self._nodes = dict(sorted(nodes.items()))
+        self._absence_limit_s = absence_limit_s
         self._clock = clock
+        self._notice = notice
+        self._present: dict[int, Presence] = {}
+        self._looked = float("-inf")
+        self._away_since: dict[str, float] = {}
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -56,81 +104,110 @@ class Exchange:
     def ask(self, requests: Sequence[tuple[str, Request]], time_limit_s: float) -> Iterator[Answer]:
         """Send all requests, then yield the answers in the same order, each within `time_limit_s` of the sending."""
         encoded: dict[int, RecordDict] = {}
-        waiting: list[tuple[str, Request, str, int]] = []
+        waiting: list[_Asked] = []
+        self._look(now=True)
         for site, request in requests:
             if id(request) not in encoded:
                 encoded[id(request)] = encode(request)
             record = encoded[id(request)]
-            message = Message(
-                record,
-                dst_node_id=self._nodes[site],
-                message_type=request.flower_type,
-                ttl=time_limit_s,
-                group_id=request.key[:200],
-            )
-            (message_id,) = self._grid.push_messages([message])
-            waiting.append((site, request, message_id, payload_bytes(record)))
+            asked = _Asked(site, request, "", "", payload_bytes(record))
+            self._push(asked, record, time_limit_s)
+            waiting.append(asked)
         encoded.clear()
         deadline = self._clock() + time_limit_s
-        for site, request, message_id, sent in waiting:
-            yield self._collect(site, request, message_id, sent, deadline, time_limit_s)
+        for asked in waiting:
+            yield self._collect(asked, deadline, time_limit_s)
 
-    def _collect(
-        self, site: str, request: Request, message_id: str, sent: int, deadline: float, time_limit_s: float
-    ) -> Answer:
+    def _push(self, asked: _Asked, record: RecordDict, time_limit_s: float) -> None:
+        message = Message(
+            record,
+            dst_node_id=self._nodes[asked.site],
+            message_type=asked.request.flower_type,
+            ttl=time_limit_s + TTL_SLACK_S,
+            group_id=asked.request.key[:200],
+        )
+        (asked.message_id,) = self._grid.push_messages([message])
+        asked.session = self._session(asked.site)
+
+    def _look(self, now: bool = False) -> None:
+        if now or self._clock() - self._looked >= PRESENCE_S:
+            self._present = presences(self._grid)
+            self._looked = self._clock()
+            for site, node in self._nodes.items():
+                present = self._present.get(node)
+                if present is None or present.online:
+                    if self._away_since.pop(site, None) is not None:
+                        self._notice(site, "is back")
+                elif site not in self._away_since:
+                    self._away_since[site] = self._looked
+                    self._notice(site, "went offline")
+
+    def _session(self, site: str) -> str:
+        present = self._present.get(self._nodes[site])
+        return present.session if present is not None else ""
+
+    def _collect(self, asked: _Asked, deadline: float, time_limit_s: float) -> Answer:
         reply: Reply | None = None
         problem: str | None = None
         received = 0
-        while True:
-            replies = list(self._grid.pull_messages([message_id])) if message_id else []
-            if replies:
-                message = replies[0]
-                if not message.has_content():
-                    problem = f"the site failed: {message.error.reason} (Flower error {message.error.code})"
-                    break
-                received = payload_bytes(message.content)
-                try:
-                    reply = decode_reply(message.content)
-                except FederationError as error:
-                    problem = str(error)
-                # Flower's records lie in a reference cycle: without this the decoded copy's twin waits for the collector
-                for arrays in message.content.array_records.values():
-                    arrays.clear()
-                break
-            if self._clock() >= deadline:
+        while reply is None and problem is None:
+            message = self._pull(asked)
+            if message is not None:
+                received = payload_bytes(message.content) if message.has_content() else 0
+                reply, problem = self._read(message)
+                del message
+                continue
+            now = self._clock()
+            self._look()
+            away = self._away_since.get(asked.site)
+            if now >= deadline:
                 problem = f"no answer within {time_limit_s:g} s"
-                break
+            elif away is not None and now - away >= self._absence_limit_s:
+                problem = f"offline for {self._absence_limit_s:g} s"
+            elif away is None and (not asked.message_id or asked.session != self._session(asked.site)):
+                self._forget(asked.message_id)
+                record = encode(asked.request)
+                asked.sent += payload_bytes(record)
+                self._push(asked, record, deadline - now)
+                self._notice(asked.site, f"is asked again: {asked.request.key}")
             time.sleep(POLL_S)
+        if reply is None:
+            self._forget(asked.message_id)
         if isinstance(reply, Refusal):
             problem, reply = f"refused ({reply.error}): {reply.reason}", None
         return Answer(
-            site=site, request=request, reply=reply, problem=problem, sent_bytes=sent, received_bytes=received
+            site=asked.site,
+            request=asked.request,
+            reply=reply,
+            problem=problem,
+            sent_bytes=asked.sent,
+            received_bytes=received,
         )
 
+    def _pull(self, asked: _Asked) -> Message | None:
+        """The reply that has come, if one has; a message that Flower gave up on is to be sent again."""
+        if not asked.message_id:
+            return None
+        for message in self._grid.pull_messages([asked.message_id]):
+            if not message.has_content() and message.error.code in _AWAY:
+                asked.message_id = ""
+                return None
+            return message
+        return None
 
-def join(grid: Grid, study: str, expected: int, time_limit_s: float) -> tuple[Exchange, dict[str, Description]]:
-    """Wait until `expected` nodes are online, ask each who it is, and name them. Raises `FederationError`."""
-    deadline = time.monotonic() + time_limit_s
-    while len(nodes := sorted(grid.get_node_ids())) < expected:
-        if time.monotonic() >= deadline:
-            raise FederationError(
-                f"{len(nodes)} of {expected} sites came online within {time_limit_s:g} s (federation.join_limit_s). "
-                "Start the missing sites, or lower sites.count."
-            )
-        time.sleep(POLL_S)
-    provisional = Exchange(grid, {f"node {node}": node for node in nodes})
-    request = Describe(study=study)
-    by_name: dict[str, int] = {}
-    descriptions: dict[str, Description] = {}
-    for answer, node in zip(
-        provisional.ask([(name, request) for name in provisional.sites], time_limit_s),
-        [int(name.removeprefix("node ")) for name in provisional.sites],
-        strict=True,
-    ):
-        if not isinstance(answer.reply, Description):
-            raise FederationError(f"{answer.site} could not join: {answer.problem or 'it sent an unexpected reply'}")
-        if answer.reply.site in by_name:
-            raise FederationError(f"two sites call themselves {answer.reply.site!r}: each needs a name of its own")
-        by_name[answer.reply.site] = node
-        descriptions[answer.reply.site] = answer.reply
-    return Exchange(grid, by_name), dict(sorted(descriptions.items()))
+    def _read(self, message: Message) -> tuple[Reply | None, str | None]:
+        if not message.has_content():
+            return None, f"the site failed: {message.error.reason} (Flower error {message.error.code})"
+        try:
+            return decode_reply(message.content), None
+        except FederationError as error:
+            return None, str(error)
+        finally:
+            # Flower's records lie in a reference cycle: without this the decoded copy's twin waits for the collector
+            for arrays in message.content.array_records.values():
+                arrays.clear()
+
+    def _forget(self, message_id: str) -> None:
+        discard: Any = getattr(self._grid, "discard", None)  # grids that keep payloads for others offer it
+        if message_id and discard is not None:
+            discard(message_id)

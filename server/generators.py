@@ -26,7 +26,7 @@ from xfed.common.randomness import torch_generator
 from xfed.common.registry import save_generator
 from xfed.common.weights import parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
-from xfed.server.run import Run
+from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["Generators", "holders", "train_generators"]
 
@@ -47,11 +47,15 @@ class Generators:
 
 
 def holders(run: Run) -> dict[str, tuple[str, ...]]:
-    """Sites that train each class: those with at least `gan.minimum_images`. Raises `FederationError` where there is none."""
+    """Sites that are asked to train each class: those with at least `gan.minimum_images`, or all in a secure study.
+
+    Raises `FederationError` where no site holds a class.
+    """
     result = {}
+    least, census = run.study.gan.minimum_images, run.census
     for label, class_name in enumerate(run.study.classes):
-        sites = tuple(site for site in run.exchange.sites if run.images(site, 0, label) >= run.study.gan.minimum_images)
-        if not sites:
+        sites = tuple(site for site in run.exchange.sites if run.study.secure or census.sites[site][0, label] >= least)
+        if not census.holders[label]:
             raise FederationError(
                 f"no site holds {run.study.gan.minimum_images} training images of {class_name} (gan.minimum_images). "
                 "Lower it, add images, or leave the class out of `classes`."
@@ -115,22 +119,28 @@ def _one_round(
 ) -> tuple[dict[str, Arrays], dict[str, dict[str, float]]]:
     means = {name: RunningMean() for name in sites}
     sums = {name: {"loss_g": 0.0, "loss_d": 0.0} for name in sites}
-    requests: list[tuple[str, Request]] = []
-    for name, holding in sites.items():
-        request = TrainGan(study=run.study.digest, class_name=name, round=round, weights=current[name])
-        requests += [(site, request) for site in holding]
+    requests = [
+        TrainGan(
+            study=run.study.digest,
+            class_name=name,
+            round=round,
+            weights=current[name],
+            total=int(run.census.drawn[label]) if run.study.secure else 0,
+        )
+        for label, name in enumerate(sites)
+    ]
 
     def fold(site: str, request: Request, reply: Reply) -> None:
         if not isinstance(reply, GanUpdate) or not isinstance(request, TrainGan):
             raise FederationError(f"{site} answered {type(reply).__name__} to TrainGan")
         check_update(reply.weights, current[request.class_name], site)
         label = run.study.classes.index(request.class_name)
-        held = run.images(site, 0, label)
+        held = reply.images if site == ALL_SITES else int(run.census.sites[site][0, label])
         means[request.class_name].add(reply.weights, held)
         sums[request.class_name]["loss_g"] += held * reply.loss_g
         sums[request.class_name]["loss_d"] += held * reply.loss_d
 
-    run.ask(PHASE, round, requests, fold, group=lambda request: getattr(request, "class_name", ""))
+    run.sum(PHASE, round, requests, list(sites.values()), fold)
     losses = {
         name: {key: value / max(1, means[name].total) for key, value in sums[name].items()}
         | {"sites": means[name].count}

@@ -79,7 +79,7 @@ def _ask(
             totals[label, 1:] += row[0] * row[1:]
 
     request = MeasureArchive(study=run.study.digest, arm=arm, weights=dict(weights))
-    run.ask("quality", 1, [(site, request) for site in run.exchange.sites], fold)
+    run.sum("quality", 1, [request], [run.exchange.sites], fold)
     means: list[dict[str, float | None]] = [
         {key: float(row[1 + i] / row[0]) if row[0] else None for i, key in enumerate(SCORES)} for row in totals
     ]

@@ -8,12 +8,13 @@
 The report holds (parts marked ? may be absent; a score may be None, "nothing to measure on"):
 
     schema 1, name, study_digest, created, classes [..], source "phantom" | "folder", image_size?
-    sites?    {site: {patients, counts {class: {train, validation, test}}}}
+    sites?    {site: {patients, counts {class: {train, validation, test}}}}         both None in a secure study
+    totals?   {patients, counts {class: {train, validation, test}}}                 secure_aggregation? bool
     arms      {"DS1" | "DS3": `xfed.common.metrics.summary` on all test patients, and
                  sites? {site: summary}, rounds? [{round, loss, validation_balanced_accuracy, validation_loss,
                  ..}], best_round?, stopped? "early" | "rounds", counts? {class: {real, synthetic}}}
-    gan?      {classes {class: {sites, rounds [{round, loss_g, loss_d}]}}, progress_rounds? [..]} archive?
-    {counts {class: n}, quality? {class: {fid, fid_floor, kid, kid_floor, precision, recall, density,
+    gan?      {classes {class: {sites, holders?, rounds [{round, loss_g, loss_d}]}}, progress_rounds? [..]}
+    archive?  {counts {class: n}, quality? {class: {fid, fid_floor, kid, kid_floor, precision, recall, density,
     coverage}},
                recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256}
     privacy?  {sites {site: {unit, epsilon, delta, statement, released [..]}}}      epsilon None: infinite
@@ -53,7 +54,12 @@ PANELS = "report-panels.npz"
 MOST_PROGRESS = 8
 MOST_EVENTS = 200
 CARRIES = {
+    "PlanStatus": "whether the plan is approved, software version",
     "Description": "counts per class and split, number of patients, software version",
+    "SessionKeys": "public keys for one secure sum, and the site's signature of them",
+    "SessionShares": "sealed shares that only another hospital can open",
+    "Masked": "an answer under masks that cancel in the sum over all hospitals, and only there",
+    "UnmaskShares": "shares that take the masks off one sum",
     "GanUpdate": "a generator's weights, number of images, two mean losses",
     "ArchiveWanted": "which parts of the archive are missing",
     "ArchiveKept": "the digest of an archive part",

@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Run all three phases, or continue a run that was interrupted: generators, archive, classifiers, report."""
     from xfed.server.report import terminal_table
-    from xfed.simulations.display import StudyDisplay
+    from xfed.server.display import StudyDisplay
     from xfed.simulations.run import load_run_study, run_study
 
     study = load_run_study(config, settings=setting or [], data=data, backend=backend)

@@ -25,28 +25,18 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from xfed.common.errors import ConfigError
 
-__all__ = ["LocalGrid", "run_local", "run_ray", "silence_flower"]
+__all__ = ["LocalGrid", "run_local", "run_ray"]
 
 RUN_ID = 1
 SERVER_NODE = 1
 WAIT_S = 0.5
 APP_FAILED = 2
-
-
-def silence_flower() -> None:
-    """No telemetry, no update check, no Ray usage statistics: nothing calls home."""
-    for name, value in (
-        ("FLWR_TELEMETRY_ENABLED", "0"),
-        ("FLWR_DISABLE_UPDATE_CHECK", "1"),
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-    ):
-        os.environ.setdefault(name, value)
 
 
 class LocalGrid(Grid):
@@ -98,6 +88,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Ids of all simulated sites."""
         return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[Any]:
+        """Flower's node infos: simulated sites are nameless and always online."""
+        return [NodeInfo(node_id=node, status="online") for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; returns their ids."""

@@ -60,11 +60,14 @@ def build_hospitals(study: Study, out: Path, data: Path | None, progress: Progre
     )
     with translate_os_errors(out):
         remove_tree(out / "sites")
+    members: dict[str, str] = {}
     for index, folder in enumerate(site_folders(out, study)):
         rows = np.flatnonzero(where == index)
         if not len(rows):
             raise DataError(f"{folder.name} would get no image: use fewer sites (sites.count) or more images")
-        _one_hospital(study, folder, index, images[rows], labels[rows], patients[rows])
+        members[folder.name] = _one_hospital(study, folder, index, images[rows], labels[rows], patients[rows])
+    for folder in site_folders(out, study):
+        write_json(folder / "members.json", members)
     write_json(ready, {"source": source, "images": len(labels), "left_out": int((where < 0).sum())})
 
 
@@ -113,7 +116,7 @@ def _one_hospital(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     patients: npt.NDArray[np.int64],
-) -> None:
+) -> str:
     style = site_style(seed_for(study.seed, "style"), index, study.sites.style_shift)
     styled = apply_style(images, style, numpy_generator(study.seed, "style", index))
     _, renumbered = np.unique(patients, return_inverse=True)
@@ -133,4 +136,4 @@ def _one_hospital(
         splits=splits,
     )
     shares = study.data.source == "phantom" or study.report.share_real_examples
-    found_site(folder, SiteSettings(name=folder.name, share_examples=shares), study)
+    return found_site(folder, SiteSettings(name=folder.name, share_examples=shares), study)

@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from flwr.app import Context
 
 from xfed.client.app import make_client_app
-from xfed.common.config import Study, load_study, parse_study
+from xfed.common.config import Study, load_study
 from xfed.common.devices import choose_device
-from xfed.common.durable import exclusive, translate_os_errors, write_text
-from xfed.common.errors import CheckpointError, ConfigError
+from xfed.common.durable import exclusive
+from xfed.common.errors import ConfigError
 from xfed.common.journal import Listener
+from xfed.common.telemetry import silence
 from xfed.server.app import make_server_app
-from xfed.simulations.flower import run_local, run_ray, silence_flower
+from xfed.server.run_folder import claim
+from xfed.simulations.flower import run_local, run_ray
 from xfed.simulations.hospitals import Progress, build_hospitals, site_folders
 
 __all__ = ["SiteFolders", "load_run_study", "run_study"]
@@ -57,37 +57,6 @@ def load_run_study(config: Path, *, settings: Sequence[str], data: Path | None, 
     return study
 
 
-def _claim(study: Study, out: Path) -> None:
-    """Write config.yaml, or check that the folder's one is this study. Raises `CheckpointError`."""
-    path = out / "config.yaml"
-    if path.is_file():
-        try:
-            before = parse_study(yaml.safe_load(path.read_text()), str(path))
-        except (ConfigError, yaml.YAMLError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as this version's study: choose another --out ({error})"
-            ) from error
-        if before.digest != study.digest:
-            raise CheckpointError(
-                f"{out} holds another study: {'; '.join(_differences(before.resolved(), study.resolved()))}. "
-                "Choose another --out, or delete the folder to start again."
-            )
-    elif any(item.name != ".lock" for item in out.iterdir()):
-        raise CheckpointError(f"{out} is not empty and holds no study (config.yaml). Choose another --out.")
-    write_text(path, yaml.safe_dump(study.resolved(), sort_keys=False, allow_unicode=True))
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in {**before, **now}
-            if key != "runtime"
-            for line in _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
-        ]
-    return [] if before == now else [f"{where} was {before!r:.60}, is {now!r:.60}"]
-
-
 def run_study(
     study: Study,
     out: Path,
@@ -97,14 +66,11 @@ def run_study(
     progress: Progress | None = None,
 ) -> Path:
     """Run or continue a study in `out`; returns the path of report.html. Raises `XfedError`."""
-    silence_flower()
+    silence()
     choose_device(study.runtime.device)
     with exclusive(out):
-        _claim(study, out)
+        claim(study, out)
         build_hospitals(study, out, data, progress)
-        with translate_os_errors(out):
-            for name in ("models", "checkpoints", "ledgers"):
-                (out / name).mkdir(exist_ok=True)
         folders = tuple(folder.resolve() for folder in site_folders(out, study))
         server_app = make_server_app(study, out.resolve(), listener)
         client_app = make_client_app(SiteFolders(folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,9 @@ from xfed.common.errors import FederationError
 from xfed.common.journal import Journal
 from xfed.common.messages import Describe, Description, Examples, Refusal, ShowExamples
 from xfed.server.checkpoints import Checkpoints
-from xfed.server.exchange import Exchange, join
+from xfed.server.census import census_of
+from xfed.server.exchange import Exchange
+from xfed.server.joining import join
 from xfed.server.run import Run
 from xfed.simulations.flower import LocalGrid
 
@@ -37,13 +40,25 @@ def _app(behave: Any) -> ClientApp:
 def _describe(partition: int, request: Any) -> Description:
     counts = np.full((3, 3), 5, np.int64)
     return Description(
-        site=f"site-{partition}", patients=9, share_examples=False, software="test", counts={"counts": counts}
+        site=f"site-{partition}",
+        patients=9,
+        share_examples=False,
+        software="test",
+        counts={"counts": counts, "drawn": counts[0], "holders": counts[0] // 5},
     )
 
 
+def _join(grid: LocalGrid, folder: Path, sites: int, limit: float) -> Any:
+    study = tiny(sites={"count": sites}, federation={"join_limit_s": limit, "secure_aggregation": "off"})
+    return join(grid, study, Journal(folder / "events.jsonl"))
+
+
 def _run(grid: LocalGrid, sites: int, folder: Path, **federation: Any) -> Run:
-    study = tiny(federation={"time_limit_s": 2.0, **federation})
-    exchange, descriptions = join(grid, study.digest, sites, 10)
+    study = tiny(
+        sites={"count": sites},
+        federation={"time_limit_s": 2.0, "join_limit_s": 10, "secure_aggregation": "off", **federation},
+    )
+    exchange, descriptions = join(grid, study, Journal(folder / "events.jsonl"))
     return Run(
         study=study,
         folder=folder,
@@ -51,10 +66,11 @@ def _run(grid: LocalGrid, sites: int, folder: Path, **federation: Any) -> Run:
         journal=Journal(folder / "events.jsonl"),
         checkpoints=Checkpoints(folder / "checkpoints", study.digest),
         descriptions=descriptions,
+        census=census_of(descriptions, 3, secure=False),
     )
 
 
-def test_answers_come_in_the_order_of_asking_whatever_the_order_of_finishing() -> None:
+def test_answers_come_in_the_order_of_asking_whatever_the_order_of_finishing(tmp_path: Path) -> None:
     def behave(partition: int, request: Any) -> Any:
         if isinstance(request, Describe):
             return _describe(partition, request)
@@ -63,7 +79,7 @@ def test_answers_come_in_the_order_of_asking_whatever_the_order_of_finishing() -
 
     grid = LocalGrid(_app(behave), 3, 3)
     try:
-        exchange, _ = join(grid, "s", 3, 10)
+        exchange, _ = _join(grid, tmp_path, 3, 10)
         asked = [(site, ShowExamples(study="s", count=1)) for site in exchange.sites]
         got = [
             answer.reply.arrays["images"][0] for answer in exchange.ask(asked, 10) if isinstance(answer.reply, Examples)
@@ -73,7 +89,7 @@ def test_answers_come_in_the_order_of_asking_whatever_the_order_of_finishing() -
         grid.close()
 
 
-def test_finished_replies_do_not_pile_up() -> None:
+def test_finished_replies_do_not_pile_up(tmp_path: Path) -> None:
     """No more replies lie unpulled than there are workers, and pulling a late one first does not deadlock."""
     started: list[int] = []
     lock = threading.Lock()
@@ -86,7 +102,7 @@ def test_finished_replies_do_not_pile_up() -> None:
 
     grid = LocalGrid(_app(behave), 12, 2)
     try:
-        join(grid, "s", 12, 10)
+        _join(grid, tmp_path, 12, 10)
         nodes = sorted(grid.get_node_ids())
         ids = []
         for node in nodes:
@@ -178,16 +194,20 @@ def test_a_fold_that_refuses_an_update_counts_as_no_answer(tmp_path: Path) -> No
         grid.close()
 
 
-def test_joining_waits_in_bounded_time_and_names_must_differ() -> None:
+def test_joining_waits_in_bounded_time_and_names_must_differ(tmp_path: Path) -> None:
     def twins(partition: int, request: Any) -> Any:
         return Description(site="same", patients=1, share_examples=False, software="t", counts={})
 
+    grid = LocalGrid(_app(_describe), 2, 1)
+    try:
+        with pytest.raises(FederationError, match="2 of 3 sites joined within 0.3 s"):
+            _join(grid, tmp_path, 3, 0.3)
+    finally:
+        grid.close()
     grid = LocalGrid(_app(twins), 2, 1)
     try:
-        with pytest.raises(FederationError, match="2 of 3 sites came online"):
-            join(grid, "s", 3, 0.3)
         with pytest.raises(FederationError, match="two sites call themselves 'same'"):
-            join(grid, "s", 2, 5)
+            _join(grid, tmp_path, 2, 5)
     finally:
         grid.close()
 
@@ -219,7 +239,7 @@ def test_exchange_needs_no_real_clock() -> None:
         def pull_messages(self, message_ids: Any) -> list[Message]:
             return []
 
-    ticks = iter([0.0, 1.0, 100.0, 200.0])
+    ticks = itertools.chain([0.0] * 6, itertools.repeat(100.0))
     grid = Silent(_app(_describe), 1, 1)
     try:
         exchange = Exchange(grid, {"a": 2}, clock=lambda: next(ticks))
@@ -229,7 +249,7 @@ def test_exchange_needs_no_real_clock() -> None:
         grid.close()
 
 
-def test_a_reply_past_its_time_to_live_is_dropped_and_blocks_nobody() -> None:
+def test_a_reply_past_its_time_to_live_is_dropped_and_blocks_nobody(tmp_path: Path) -> None:
     def behave(partition: int, request: Any) -> Any:
         if isinstance(request, ShowExamples):
             time.sleep(0.5)
@@ -242,7 +262,7 @@ def test_a_reply_past_its_time_to_live_is_dropped_and_blocks_nobody() -> None:
         (late_id,) = grid.push_messages([late])
         time.sleep(0.9)
         assert list(grid.pull_messages([late_id])) == []
-        exchange, _ = join(grid, "s", 1, 5)  # the pool still works
+        exchange, _ = _join(grid, tmp_path, 1, 5)  # the pool still works
         assert exchange.sites == ("site-0",)
     finally:
         grid.close()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfed.common.codec import decode_reply, decode_request, encode, payload_bytes
+from xfed.common.codec import decode_reply, decode_request, encode, packed, payload_bytes
 from xfed.common.errors import CheckpointError, DataError, FederationError
 from xfed.common.messages import REPLIES, REQUESTS, GanUpdate, Refusal, TrainGan
-from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, save_arrays
+from xfed.common.packing import digest_of, pack, unpack_reply
+from xfed.common.weights import load_arrays, load_parameters, parameters_of, save_arrays
 
 
 def test_round_trip_with_metadata(tmp_path: Path) -> None:
@@ -87,23 +92,46 @@ def test_messages_survive_the_codec(name: str, round: int, shapes: dict[str, int
     assert payload_bytes(record) >= sum(a.nbytes for a in arrays.values())
 
 
+def _changed(update: GanUpdate, change: Callable[[dict[str, Any]], None], data: bytes | None = None) -> RecordDict:
+    header, whole = pack(update)
+    values = json.loads(header)
+    change(values)
+    return packed(json.dumps(values), whole if data is None else data)
+
+
 def test_malformed_messages_are_refused() -> None:
     update = GanUpdate(site="a", images=3, loss_g=1.0, loss_d=1.0, seconds=0.1, weights={"w": np.zeros(2, np.float32)})
     with pytest.raises(FederationError, match="kind"):
         decode_request(encode(update))
     for field, value in (("images", "3"), ("images", True), ("loss_g", "x"), ("site", 4)):
-        record = encode(update)
-        record["facts"][field] = value
         with pytest.raises(FederationError, match=field):
+            decode_reply(_changed(update, lambda v, f=field, x=value: v["facts"].update({f: x})))  # type: ignore[misc]
+    for change, told in (
+        (lambda v: v["facts"].pop("site"), "site is missing"),
+        (lambda v: v["arrays"].pop("weights"), "arrays 'weights' are missing"),
+        (lambda v: v.pop("facts"), "facts or arrays"),
+        (lambda v: v["arrays"]["weights"][0].__setitem__(2, [10**15]), "larger than the message"),
+        (lambda v: v["arrays"]["weights"][0].__setitem__(2, [-1]), "is not a shape"),
+        (lambda v: v["arrays"]["weights"][0].__setitem__(1, "|O"), "does not describe an array"),
+        (lambda v: v["arrays"]["weights"].append(["w", "<f4", [0]]), "does not describe an array"),
+        (lambda v: v["arrays"].update(weights={"w": 1}), "not a list"),
+        (lambda v: v["arrays"]["weights"].clear(), "left over"),
+    ):
+        with pytest.raises(FederationError, match=told):
+            decode_reply(_changed(update, change))
+    with pytest.raises(FederationError, match="larger"):
+        decode_reply(_changed(update, lambda v: None, b"1234567"))
+    for record in (RecordDict(), packed("no JSON", b""), packed("[" * 10_000, b"")):
+        with pytest.raises(FederationError, match="not a message"):
             decode_reply(record)
-    record = encode(update)
-    del record["weights"]
-    with pytest.raises(FederationError, match="missing"):
-        decode_reply(record)
-    record = encode(update)
-    del record["facts"]
-    with pytest.raises(FederationError, match="kind"):
-        decode_reply(record)
+
+
+def test_unpacked_arrays_are_views_that_cannot_be_written() -> None:
+    update = GanUpdate(site="a", images=3, loss_g=1.0, loss_d=1.0, seconds=0.1, weights={"w": np.ones(2, np.float32)})
+    got = unpack_reply(*pack(update))
+    assert isinstance(got, GanUpdate)
+    with pytest.raises(ValueError, match="read-only"):
+        got.weights["w"][0] = 2
 
 
 def test_only_listed_fields_can_leave_a_site() -> None:

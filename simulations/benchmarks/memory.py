@@ -43,11 +43,13 @@ from xfed.common.console import run_app
 from xfed.common.journal import Journal
 from xfed.common.messages import ClassifierUpdate, Describe, Description, Reply, Request, TrainClassifier
 from xfed.common.version import SOFTWARE
+from xfed.common.telemetry import silence
 from xfed.server.aggregate import RunningMean, check_update
+from xfed.server.census import census_of
 from xfed.server.checkpoints import Checkpoints
-from xfed.server.exchange import join
+from xfed.server.joining import join
 from xfed.server.run import Run
-from xfed.simulations.flower import LocalGrid, silence_flower
+from xfed.simulations.flower import LocalGrid
 
 __all__ = ["Footprint", "measure", "measure_here"]
 
@@ -184,8 +186,10 @@ def measure_here(
     sites: int, *, grid: GridName = "remote", model_mib: float = 20, rounds: int = 3, collect: bool = False
 ) -> Footprint:
     """Run the rounds in this process and measure it; only a fresh process gives a clean answer (see `measure`)."""
-    silence_flower()
-    study = parse_study({"name": "memory", "sites": {"count": sites}}, "memory benchmark")
+    silence()
+    study = parse_study(
+        {"name": "memory", "sites": {"count": sites}, "federation": {"secure_aggregation": "off"}}, "memory benchmark"
+    )
     baseline = _status("VmRSS") or _peak_mib()
     sites_grid = (
         LocalGrid(_hospitals(study, model_mib), sites, min(WORKERS, sites))
@@ -194,14 +198,16 @@ def measure_here(
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            exchange, descriptions = join(sites_grid, study.digest, sites, 60)
+            journal = Journal(Path(folder) / "events.jsonl")
+            exchange, descriptions = join(sites_grid, study, journal)
             run = Run(
                 study=study,
                 folder=Path(folder),
                 exchange=exchange,
-                journal=Journal(Path(folder) / "events.jsonl"),
+                journal=journal,
                 checkpoints=Checkpoints(Path(folder), study.digest),
                 descriptions=descriptions,
+                census=census_of(descriptions, len(study.classes), secure=False),
             )
             weights = _weights(model_mib, 0.0)
             for number in range(1, rounds + 1):

@@ -29,10 +29,11 @@ TITLES = {
 
 
 class StudyDisplay:
-    """A journal listener that draws progress; use as a context manager."""
+    """A journal listener that draws progress; use as a context manager. `sites` shows their coming and going, too."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, sites: bool = False) -> None:
         self._console = console
+        self._sites_come_and_go = sites
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=28),
@@ -63,6 +64,8 @@ class StudyDisplay:
         """Show one journal event."""
         if event["kind"] in ("phase", "round"):
             self._update(event["phase"], event["round"], event["rounds"], _facts(event))
+        elif event["kind"] in ("joining", "presence") and self._sites_come_and_go:
+            self._console.print(f"{escape(event['site'])}: {escape(event['text'])}", highlight=False)
         elif event["kind"] == "problem":
             text = f"{event['phase']}, round {event['round']}: {event['site']}: {event['text']}"
             self._console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False)

@@ -1,0 +1,393 @@
+"""The site's gate: what a request may say before any data is read, and what a reply may carry before it leaves.
+
+::
+
+    request --check_request--> inside the approved study? inside the policy? names, numbers, shapes, sizes known?
+                 | no: RefusedError (field, value, what is allowed)      | yes
+                 v                                                       v
+              Refusal                  store --splits_taking_part--> train / score --> reply --check_reply--> (mask) --> out
+    On disk: nothing. A kind of message that is not listed here is refused, in both directions.
+
+The rule of small counts (`Policy.smallest_count`, k). Where fewer than k patients of a class are in a split, but at least one,
+the class takes no part in that split at this site: `splits_taking_part` marks its images, and they are not counted, not
+trained on (neither generator nor classifier) and not scored. So the count that leaves is 0 and true: no image
+takes part. `check_reply` refuses a reply that would show 1 to k - 1 all the same. Sums of features are taken over half
+of the patients each; a class whose half has 1 to k - 1 images is left out of the Frechet distance, with a count of 0.
+What is not covered: single cells of a confusion matrix and bins of a histogram may hold a 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xfed.client.policy import Policy, violations
+from xfed.common import messages as m
+from xfed.common.config import Study
+from xfed.common.dcgan import Generator
+from xfed.common.errors import RefusedError
+from xfed.common.registry import CLASSIFIERS
+from xfed.common.summable import SUMMABLE
+
+__all__ = [
+    "MOST_PEERS",
+    "MOST_SHARDS",
+    "SHARD",
+    "check_reply",
+    "check_request",
+    "splits_taking_part",
+]
+
+SHARD = 2048
+"""Images in one shard of the archive, at the most."""
+MOST_SHARDS = 4096
+MOST_PEERS = 1000
+MOST_EXAMPLES = 16
+MOST_KEY_BYTES = 16_384
+_KEYS = (m.AdvertiseKeys, m.ShareKeys, m.Unmask)
+_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SESSION = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """One request under examination, and what it is held against."""
+
+    request: Any
+    study: Study
+    policy: Policy
+    members: Collection[str]
+    site: str
+
+    def refuse(self, field: str, value: object, allowed: str) -> NoReturn:
+        """Raise `RefusedError` naming field, value (80 characters of it) and what is allowed."""
+        raise RefusedError(f"{type(self.request).__name__}.{field} is {value!r:.80}; allowed here: {allowed}")
+
+    def within(self, field: str, low: int, high: int) -> None:
+        """The field is a whole number from `low` to `high`."""
+        value = getattr(self.request, field)
+        if type(value) is not int or not low <= value <= high:
+            self.refuse(field, value, f"{low}..{high}" if low < high else str(low))
+
+    def one_of(self, field: str, known: Collection[str]) -> None:
+        """The field is one of the names `known`."""
+        value = getattr(self.request, field)
+        if value not in known:
+            self.refuse(field, value, ", ".join(known))
+
+    def matching(self, field: str, value: str, pattern: re.Pattern[str], words: str) -> None:
+        """`value`, of the field, has the form `pattern`, which is called `words`."""
+        if pattern.fullmatch(value) is None:
+            self.refuse(field, value, words)
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """The field's comma-joined names of members, each once; () when it is empty."""
+        text = getattr(self.request, field)
+        names = tuple(text.split(",", MOST_PEERS)) if text else ()
+        if len(names) > MOST_PEERS:
+            self.refuse(field, text, f"at most {MOST_PEERS} names")
+        for name in names:
+            if name not in self.members:
+                self.refuse(field, name, "names of the study's members, joined by commas")
+        if len(set(names)) != len(names):
+            self.refuse(field, text, "each member once")
+        return names
+
+    def weights(self, shapes: Shapes) -> None:
+        """The arrays `weights` are those of the study's model: names, shapes, float32, finite."""
+        self.arrays("weights", {name: (np.dtype(np.float32), shape) for name, shape in shapes.items()})
+        for name, array in self.request.weights.items():
+            if not np.isfinite(array).all():
+                self.refuse(f"weights[{name}]", "NaN or infinity", "finite numbers")
+
+    def arrays(self, field: str, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
+        """The arrays of the field have exactly these names, types and shapes; nothing in them is read."""
+        arrays = getattr(self.request, field)
+        if arrays.keys() != expected.keys():
+            odd = sorted(arrays.keys() ^ expected.keys())
+            self.refuse(field, odd[:3], f"exactly the {len(expected)} arrays of the study's model or message")
+        for name, (dtype, shape) in expected.items():
+            array = arrays[name]
+            if array.dtype != dtype or array.shape != shape:
+                self.refuse(f"{field}[{name}]", f"{array.dtype} {array.shape}", f"{dtype} {shape}")
+
+
+def check_request(
+    request: m.Request, study: Study, policy: Policy, members: Collection[str], *, site: str = ""
+) -> None:
+    """Refuse whatever is not inside the approved `study`, the `policy`, and the bounds of this module.
+
+    `members`: names of the sites in the approved plan; `site`: this site's own name, which must then be among
+    the `peers` of a secure sum. Call it before any data is read. Raises `RefusedError` naming field, value and what is allowed.
+    """
+    asked = _Asked(request=request, study=study, policy=policy, members=members, site=site)
+    rule = _RULES.get(type(request))
+    if rule is None:
+        raise RefusedError(f"this site does not answer {type(request).__name__:.60} within a study")
+    parts, check = rule
+    if request.study != study.digest:
+        asked.refuse("study", request.study, f"the approved study {study.digest[:12]}")
+    _check_session(asked)
+    limit = policy.max_request_mb * 2**20
+    if (size := _bytes_of(request)) > limit:
+        asked.refuse("arrays", f"{size} bytes", f"{limit} bytes (max_request_mb of the policy)")
+    problems = violations(policy, study, parts)
+    if problems:
+        raise RefusedError(f"this site's policy forbids {type(request).__name__}: " + "; ".join(problems))
+    check(asked)
+
+
+def _bytes_of(request: m.Request) -> int:
+    groups = [getattr(request, field.name) for field in dataclasses.fields(request) if field.type == "Arrays"]
+    return sum(array.nbytes for group in groups for array in group.values())
+
+
+def _check_session(asked: _Asked) -> None:
+    request = asked.request
+    asked.within("total", 0, 2**53)
+    peers = asked.names("peers")
+    if not request.session:
+        if peers or request.total:
+            asked.refuse("session", "", "the name of a session, where there are peers or a total")
+        # a description without a session holds no counts where the study is secure
+        if asked.study.secure and type(request) in SUMMABLE and not isinstance(request, m.Describe):
+            asked.refuse("session", "", "a session: the approved study shows the coordinator sums over sites only")
+        return
+    asked.matching("session", request.session, _SESSION, "1 to 200 of A-Z a-z 0-9 . _ -")
+    if type(request) not in SUMMABLE and not isinstance(request, _KEYS):
+        asked.refuse("session", request.session, "none: such an answer cannot be part of a secure sum")
+    if peers or not isinstance(request, m.ShareKeys | m.Unmask):
+        _enough(asked, "peers", peers)
+        if asked.site and asked.site not in peers:
+            asked.refuse("peers", request.peers, f"a list with {asked.site} in it")
+
+
+def _enough(asked: _Asked, field: str, names: tuple[str, ...]) -> None:
+    least = asked.policy.minimum_summed_sites
+    if len(names) < least:
+        asked.refuse(field, ",".join(names), f"{least} sites or more (minimum_summed_sites of the policy)")
+
+
+def _check_nothing(asked: _Asked) -> None:
+    """All of such a request is checked by what is common to all requests."""
+
+
+def _check_train_gan(asked: _Asked) -> None:
+    settings = asked.study.gan
+    asked.one_of("class_name", asked.study.classes)
+    asked.within("round", 1, settings.rounds)
+    asked.weights(_generator_shapes(asked.study.image_size, settings.width, settings.latent))
+
+
+def _check_classifier_weights(asked: _Asked) -> None:
+    study, settings = asked.study, asked.study.classifier
+    asked.one_of("arm", settings.arms)
+    asked.weights(_classifier_shapes(settings.model, study.image_size, len(study.classes), settings.width))
+
+
+def _check_train_classifier(asked: _Asked) -> None:
+    asked.within("round", 1, asked.study.classifier.rounds)
+    _check_classifier_weights(asked)
+
+
+def _check_score(asked: _Asked) -> None:
+    rounds = asked.study.classifier.rounds
+    asked.one_of("split", ("validation", "test"))
+    # the test patients are asked once, after the last round: no choice may be made by them
+    first, last = (1, rounds) if asked.request.split == "validation" else (rounds + 1, rounds + 1)
+    asked.within("round", first, last)
+    _check_classifier_weights(asked)
+
+
+def _shards(policy: Policy) -> int:
+    return min(MOST_SHARDS, -(-policy.max_archive_images // SHARD))
+
+
+def _check_offer(asked: _Asked) -> None:
+    asked.matching("root", asked.request.root, _HEX_DIGEST, "a SHA-256 in hexadecimal")
+    most = _shards(asked.policy)
+    digests = asked.request.digests.split(",", most)
+    if len(digests) > most:
+        asked.refuse("digests", asked.request.digests, f"at most {most} digests (max_archive_images of the policy)")
+    for digest in digests:
+        asked.matching("digests", digest, _HEX_DIGEST, "SHA-256 digests in hexadecimal, joined by commas")
+
+
+def _check_keep(asked: _Asked) -> None:
+    study, arrays = asked.study, asked.request.arrays
+    asked.within("shard", 0, _shards(asked.policy) - 1)
+    asked.matching("digest", asked.request.digest, _HEX_DIGEST, "a SHA-256 in hexadecimal")
+    labels = arrays.get("labels")
+    count = labels.size if labels is not None else 0
+    if not 1 <= count <= SHARD:
+        asked.refuse("arrays[labels]", f"{count} labels", f"1..{SHARD}")
+    side = study.image_size
+    images = (np.dtype(np.uint8), (count, side, side))
+    asked.arrays("arrays", {"images": images, "labels": (np.dtype(np.int64), (count,))})
+    low, high = int(arrays["labels"].min()), int(arrays["labels"].max())
+    if low < 0 or high >= len(study.classes):
+        asked.refuse("arrays[labels]", f"{low}..{high}", f"0..{len(study.classes) - 1}")
+
+
+def _check_show(asked: _Asked) -> None:
+    if not asked.policy.share_examples:
+        raise RefusedError("this site does not show real images (share_examples of its policy is false)")
+    asked.within("count", 1, MOST_EXAMPLES)
+
+
+def _check_advertise(asked: _Asked) -> None:
+    if not asked.request.session:
+        asked.refuse("session", "", "the name of a session")
+
+
+def _check_keys(asked: _Asked) -> None:
+    """A secure sum's arrays: bytes under known names; what they say is checked by `xfed.common.secure_sum`."""
+    _check_advertise(asked)
+    for name, array in asked.request.arrays.items():
+        if name not in asked.members:
+            asked.refuse("arrays", name, "names of the study's members")
+        if array.dtype != np.uint8 or array.ndim != 1 or array.size > MOST_KEY_BYTES:
+            asked.refuse(f"arrays[{name}]", f"{array.dtype} {array.shape}", f"uint8, at most {MOST_KEY_BYTES} of them")
+
+
+def _check_unmask(asked: _Asked) -> None:
+    survivors, dropped = asked.names("survivors"), asked.names("dropped")
+    if both := set(survivors) & set(dropped):
+        asked.refuse("dropped", min(both), "none of the survivors")
+    _enough(asked, "survivors", survivors)
+    _check_keys(asked)
+
+
+_RULES: Mapping[type[m.Request], tuple[tuple[str, ...], Callable[[_Asked], None]]] = {
+    m.Describe: ((), _check_nothing),
+    m.TrainGan: (("generators", "losses"), _check_train_gan),
+    m.OfferArchive: (("archive",), _check_offer),
+    m.KeepArchive: (("archive",), _check_keep),
+    m.TrainClassifier: (("classifier", "losses"), _check_train_classifier),
+    m.ScoreClassifier: (("classifier", "scores"), _check_score),
+    m.MeasureArchive: (("archive", "archive_scores"), _check_classifier_weights),
+    m.ShowExamples: (("examples",), _check_show),
+    m.AdvertiseKeys: ((), _check_advertise),
+    m.ShareKeys: ((), _check_keys),
+    m.Unmask: ((), _check_unmask),
+}
+"""Per kind of request: the parts of the policy it falls under (`violations`), and its own checks."""
+
+
+@lru_cache(maxsize=8)
+def _generator_shapes(size: int, width: int, latent: int) -> Shapes:
+    with torch.device("meta"):  # shapes without memory
+        return _shapes_of(Generator(size, width, latent))
+
+
+@lru_cache(maxsize=8)
+def _classifier_shapes(model: str, size: int, classes: int, width: int) -> Shapes:
+    with torch.device("meta"):
+        return _shapes_of(CLASSIFIERS[model](size, classes, width, 0.0))
+
+
+def _shapes_of(module: torch.nn.Module) -> Shapes:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+_METRICS: Mapping[type[m.Reply], tuple[str, ...]] = {
+    m.Refusal: (),
+    m.PlanStatus: (),
+    m.ArchiveWanted: (),
+    m.ArchiveKept: (),
+    m.SessionKeys: (),
+    m.SessionShares: (),
+    m.UnmaskShares: (),
+    m.Masked: (),
+    m.Examples: (),
+    m.Description: ("counts",),
+    m.GanUpdate: ("counts", "losses"),
+    m.ClassifierUpdate: ("counts", "losses"),
+    m.Scores: ("scores",),
+    m.ArchiveMeasured: ("archive_scores",),
+}
+"""Per kind of reply: the figures in it, as `Policy.metrics` calls them."""
+
+
+def check_reply(reply: m.Reply, policy: Policy) -> m.Reply:
+    """The reply that may leave under `policy`: this one, or one that says less. Raises `RefusedError` when none may.
+
+    Of a masked reply only its kind can be seen here: what is in it is small only in a sum over sites. The rule of small
+    counts is in the module's docstring. `Description.share_examples` is false wherever the policy says so.
+    """
+    kind = _kind_of(reply)
+    for metric in _METRICS[kind]:
+        if metric not in policy.metrics:
+            allowed = ", ".join(policy.metrics) or "none"
+            raise RefusedError(
+                f"{kind.__name__} holds {metric}; figures that may leave this site: {allowed} (metrics of its policy)"
+            )
+    match reply:
+        case m.Description():
+            for name in reply.counts.keys() - {"holders"}:
+                _large(policy, "images of a class in a split", reply.counts[name])
+            _large(policy, "patients", np.array([reply.patients]))
+            return dataclasses.replace(reply, share_examples=reply.share_examples and policy.share_examples)
+        case m.GanUpdate() | m.ClassifierUpdate():
+            _large(policy, "training images", np.array([reply.images]))
+        case m.Scores():
+            _large(policy, "scored images of a class", reply.sums["confusion"].sum(axis=1))
+            _large(policy, "scored patients", reply.sums["patients"])
+        case m.ArchiveMeasured():
+            return dataclasses.replace(reply, arrays=_without_small_halves(reply.arrays, policy.smallest_count))
+        case m.Examples():
+            if not policy.share_examples:
+                raise RefusedError("this site does not show real images (share_examples of its policy is false)")
+    return reply
+
+
+def _kind_of(reply: m.Reply) -> type[m.Reply]:
+    """What the reply is, or what it was before it was masked."""
+    kind = m.REPLIES.get(reply.kind, m.Reply) if isinstance(reply, m.Masked) else type(reply)
+    if kind not in _METRICS:
+        raise RefusedError(f"this site does not let {type(reply).__name__:.60} ({kind.__name__}) leave")
+    return kind
+
+
+def _large(policy: Policy, what: str, counts: npt.NDArray[np.integer[Any]]) -> None:
+    least = policy.smallest_count
+    if ((counts > 0) & (counts < least)).any():
+        raise RefusedError(
+            f"a count of {what} is below {least} and may not leave this site (smallest_count of its policy); "
+            "the images of such a class are to take no part (splits_taking_part)"
+        )
+
+
+def _without_small_halves(arrays: m.Arrays, smallest: int) -> m.Arrays:
+    """Zeros in place of the sums of every class with a half of 1 to `smallest` - 1 images."""
+    small = {
+        name.partition("/")[0]
+        for name, array in arrays.items()
+        if name.endswith("/count") and 0 < float(array.sum()) < smallest
+    }
+    return {
+        name: np.zeros_like(array) if name.partition("/")[0] in small and not name.endswith("/scores") else array
+        for name, array in arrays.items()
+    }
+
+
+def splits_taking_part(
+    labels: npt.NDArray[np.int64], patients: npt.NDArray[np.int64], splits: npt.NDArray[np.int8], smallest: int
+) -> npt.NDArray[np.int8]:
+    """The splits int8 [n] with -1 for images that take no part: see the rule of small counts above.
+
+    `labels` and `patients`, both [n], are a store's; `smallest` is `Policy.smallest_count`, 0 = off.
+    """
+    cells = splits.astype(np.int64) * (labels.max(initial=0) + 1) + labels
+    owned = np.unique(np.stack([cells, patients]), axis=1)
+    held = np.bincount(owned[0], minlength=int(cells.max(initial=0)) + 1)
+    return np.where(held[cells] < smallest, np.int8(-1), splits).astype(np.int8)

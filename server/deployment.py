@@ -1,0 +1,217 @@
+"""`xfed-server start`: one process that is the whole coordinator.
+
+::
+
+    study.yaml + members --> plan.json (signed) --> sites approve it
+    public port, TLS:   Gate --> Flower's fleet routes --> link state        (threads)
+    127.0.0.1:          /status, /metrics; control.json says where           (thread)
+    members/ changed?   --> link state follows within a second               (thread)
+    main thread:        ServerApp of `xfed.server.app` over LinkGrid --> runs/<study>/ as xfed-sim's
+
+What is on disk when the power goes: checkpoints, archive, events, membership, node numbers. The same command goes on from the last
+whole round: a new Flower run, the same plan, and sites that send again what they had computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from flwr.app import Context, RecordDict
+from flwr.app.user_config import UserConfig
+
+from xfed.common.bundle import DIGEST
+from xfed.common.config import Study
+from xfed.common.durable import exclusive, write_json
+from xfed.common.errors import ConfigError, FederationError, StorageError, XfedError
+from xfed.common.identity import parse_certificate, utc_now
+from xfed.common.journal import Listener
+from xfed.common.plan import Plan, new_plan
+from xfed.common.telemetry import silence
+from xfed.server.app import make_server_app
+from xfed.server.federation import Federation
+from xfed.server.gate import Gate
+from xfed.server.joining import Proposal
+from xfed.server.link import Link
+from xfed.server.run_folder import claim
+from xfed.server.status import Board, status_app
+
+__all__ = ["Deployment", "plan_for", "run_deployment"]
+
+RECONCILE_S = 1.0
+FAREWELL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A coordinator's run. `listen` and `control` are (host, port); port 0 takes any free one."""
+
+    federation: Federation
+    plan: Plan
+    out: Path
+    listen: tuple[str, int]
+    control: tuple[str, int]
+
+
+def plan_for(federation: Federation, study: Study) -> Plan:
+    """The plan of `study` for the federation's active members. Raises `ConfigError` when they are not as many as it says."""
+    members = {name: member.public_key for name, member in federation.active_members().items()}
+    if len(members) != study.sites.count:
+        raise ConfigError(
+            f"study {study.name} is for {study.sites.count} sites (sites.count), federation {federation.name} has {len(members)} "
+            f"active members ({', '.join(members) or 'none'}). Set sites.count to {len(members)}, or approve or revoke sites."
+        )
+    return new_plan(study, federation=federation.name, members=members, bundle=DIGEST)
+
+
+def run_deployment(deployment: Deployment, listener: Listener | None = None) -> Path:
+    """Run or continue the study; returns the path of report.html. Raises `XfedError`, then and only then it has failed."""
+    federation, plan, out = deployment.federation, deployment.plan, deployment.out
+    silence()
+    federation.check_server()
+    with exclusive(federation.folder), exclusive(out):
+        claim(plan.study, out)
+        signature = federation.sign("plan", plan.values())
+        write_json(out / "plan.json", {"plan": plan.text, "signature": signature, "digest": plan.digest})
+        link = Link(federation.state_path)
+        fingerprints = {name: federation.members()[name].fingerprint for name in plan.members}
+        board = Board(plan.study.name, plan.study.digest, plan.digest, fingerprints, lambda: _online(link))
+
+        def hear(event: dict[str, Any]) -> None:
+            board.note(event)
+            if listener is not None:
+                listener(event)
+
+        members = _Members(federation, link, hear)
+        grid = link.begin()
+        gate = Gate(link.fleet_app(), lambda: members.keys)
+        board.refused, board.expiries = lambda: dict(gate.refused), _expiries(federation)
+        succeeded = False
+        with _serving(deployment, gate, board), _following(members):
+            try:
+                app = make_server_app(plan.study, out, hear, Proposal(plan.text, signature))
+                app(grid, Context(grid.run_id, 0, UserConfig(), RecordDict(), UserConfig()))
+                succeeded = True
+                time.sleep(FAREWELL_S)  # a site may be in the middle of saying that it is done
+            finally:
+                grid.end(succeeded)
+    return out / "report.html"
+
+
+def _online(link: Link) -> dict[str, bool]:
+    return {info.name: info.status == "online" for info in link.nodes()}
+
+
+def _expiries(federation: Federation) -> dict[str, float]:
+    now = utc_now()
+    ends = {site: member.expires for site, member in federation.active_members().items()}
+    pem = federation.server_cert.read_text(encoding="ascii")
+    ends["server certificate"] = parse_certificate(pem, str(federation.server_cert)).not_valid_after_utc
+    return {name: (end - now).total_seconds() / 86400 for name, end in ends.items()}
+
+
+@contextlib.contextmanager
+def _serving(deployment: Deployment, gate: Gate, board: Board) -> Iterator[None]:
+    federation = deployment.federation
+    public = uvicorn.Config(
+        gate,
+        ssl_certfile=federation.server_cert,
+        ssl_keyfile=str(federation.server_key),
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=120,
+        limit_concurrency=1000,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+    )
+    private = uvicorn.Config(status_app(board), lifespan="off", ws="none", access_log=False, log_config=None)
+    with _listening(public, deployment.listen) as port, _listening(private, deployment.control) as control:
+        write_json(
+            federation.folder / "control.json",
+            {"control": f"{deployment.control[0]}:{control}", "public_port": port, "run": str(deployment.out)},
+        )
+        try:
+            yield
+        finally:
+            (federation.folder / "control.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _listening(config: uvicorn.Config, address: tuple[str, int]) -> Iterator[int]:
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise StorageError(
+            f"cannot listen on {host}:{port} ({error.strerror}): another program uses the port, or it needs rights. "
+            "Choose another with --listen or --control."
+        ) from error
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([bound],), name=f"listener-{port}", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    try:
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise FederationError(f"the listener on {host}:{port} did not start")
+            time.sleep(0.01)
+        yield bound.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        server.force_exit = True
+        thread.join(timeout=5)
+        bound.close()
+
+
+class _Members:
+    """The keys that may speak, as members/ says; a revoked site is shut out while the study runs."""
+
+    def __init__(self, federation: Federation, link: Link, hear: Listener) -> None:
+        self._federation, self._link, self._hear = federation, link, hear
+        self.keys: frozenset[bytes] = frozenset()
+        self._wrong = ""
+        self.look()
+
+    def look(self) -> None:
+        """Read members/ again. While a file there is damaged nobody is admitted, and the coordinator's screen says why."""
+        try:
+            members = self._federation.active_members()
+            keys = frozenset(member.public_pem for member in members.values())
+            if keys != self.keys:
+                self._link.reconcile({name: member.public_key for name, member in members.items()})
+            self.keys, self._wrong = keys, ""
+        except XfedError as error:
+            self.keys = frozenset()
+            if str(error) != self._wrong:
+                self._wrong = str(error)
+                self._hear({"kind": "presence", "site": "members", "text": f"nobody is admitted: {error}"})
+
+
+@contextlib.contextmanager
+def _following(members: _Members) -> Iterator[None]:
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(RECONCILE_S):
+            members.look()
+
+    thread = threading.Thread(target=follow, name="members", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
