@@ -151,7 +151,7 @@ def _compare(run: _Preflight, home: SiteHome) -> None:
 
 
 def check_folder(folder: Path) -> Finding:
-    """Whether the folder is this user's alone, and can be written to; `load_home` has looked at the key. Raises `StorageError`."""
+    """Whether the folder is its owner's alone and can be written to; `load_home` has looked at the key. Raises `StorageError`."""
     status = folder.stat()
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:

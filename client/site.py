@@ -51,7 +51,7 @@ from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier
 from xfed.common.summable import SUMMABLE
 from xfed.common.version import SOFTWARE
-from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, save_arrays
+from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, rounded, save_arrays
 
 __all__ = ["Site", "SiteSettings", "found_site"]
 
@@ -162,7 +162,13 @@ class Site:
             held = len(self.store.rows("train", self._class_position(request.class_name)))
             if held < self.study.gan.minimum_images:
                 return m.GanUpdate(
-                    site=self.settings.name, images=0, loss_g=0.0, loss_d=0.0, seconds=0.0, weights=request.weights
+                    site=self.settings.name,
+                    images=0,
+                    loss_g=0.0,
+                    loss_d=0.0,
+                    seconds=0.0,
+                    payload=request.payload,
+                    weights=request.weights,
                 )
         if isinstance(request, m.TrainClassifier) and not len(self.store.rows("train")):
             return m.ClassifierUpdate(site=self.settings.name, images=0, loss=0.0, seconds=0.0, weights=request.weights)
@@ -236,7 +242,8 @@ class Site:
             loss_g=losses.generator,
             loss_d=losses.discriminator,
             seconds=time.perf_counter() - started,
-            weights=parameters_of(state.generator),
+            payload=request.payload,
+            weights=rounded(parameters_of(state.generator), request.payload),
         )
 
     def _state_path(self, class_name: str, round: int) -> Path:

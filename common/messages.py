@@ -137,11 +137,15 @@ class Description(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGan(Request):
-    """Train class `class_name` for one round from these generator weights (rounds count from 1)."""
+    """Train class `class_name` for one round from these generator weights (rounds count from 1).
+
+    `payload` "bfloat16": the weights, which must be rounded to it already, travel as two bytes each, and so does the answer.
+    """
 
     flower_type: ClassVar[str] = "train.gan"
     class_name: str
     round: int
+    payload: str = "float32"
     weights: Arrays
 
 
@@ -153,6 +157,7 @@ class GanUpdate(Reply):
     loss_g: float
     loss_d: float
     seconds: float
+    payload: str = "float32"
     weights: Arrays
 
 

@@ -31,6 +31,7 @@ _SCALARS: Mapping[str, type[Any]] = {"str": str, "int": int, "float": float, "bo
 _DTYPES = frozenset(
     np.dtype(kind).str for kind in ("f4", "f8", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 )  # little-endian, no objects
+_BFLOAT16 = "bfloat16"
 _HEADER_LIMIT = 16 * 2**20
 
 
@@ -46,6 +47,10 @@ def pack(message: Request | Reply) -> tuple[str, bytes]:
             continue
         arrays[field.name] = []
         for name, array in value.items():
+            if getattr(message, "payload", "float32") == "bfloat16":
+                arrays[field.name].append([name, _BFLOAT16, list(np.shape(array))])
+                pieces.append(_upper_halves(name, array))
+                continue
             plain = np.ascontiguousarray(array, dtype=np.asarray(array).dtype.newbyteorder("<")).reshape(
                 np.shape(array)
             )
@@ -53,6 +58,13 @@ def pack(message: Request | Reply) -> tuple[str, bytes]:
             pieces.append(plain.reshape(-1).view(np.uint8).data)
     header = {"kind": type(message).__name__, "facts": facts, "arrays": arrays}
     return json.dumps(header, ensure_ascii=False, separators=(",", ":")), b"".join(pieces)
+
+
+def _upper_halves(name: str, array: npt.NDArray[Any]) -> memoryview:
+    bits = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view("<u4")
+    if (bits & np.uint32(0xFFFF)).any():
+        raise ValueError(f"{name} is not rounded to bfloat16: what arrives would differ from what was sent")
+    return (bits >> np.uint32(16)).astype("<u2").view(np.uint8).data
 
 
 def unpack_request(header: str, data: bytes | memoryview) -> Request:
@@ -108,16 +120,18 @@ def _arrays(kind: str, specs: Any, view: memoryview, start: int) -> tuple[dict[s
         raise FederationError(f"{kind}: its list of arrays is not a list")
     for spec in specs:
         match spec:
-            case [str(name), str(dtype), list(shape)] if dtype in _DTYPES and name not in found:
+            case [str(name), str(dtype), list(shape)] if dtype in _DTYPES | {_BFLOAT16} and name not in found:
                 pass
             case _:
                 raise FederationError(f"{kind}: {spec!r:.80} does not describe an array")
         if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
             raise FederationError(f"{kind}: {shape!r:.80} is not a shape of {name!r:.60}")
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        stored = np.dtype("<u2" if dtype == _BFLOAT16 else dtype)
+        size = math.prod(shape) * stored.itemsize
         if len(shape) > 32 or start + size > len(view):
             raise FederationError(f"{kind}: the array {name!r:.60} is larger than the message")
-        found[name] = np.frombuffer(view[start : start + size], dtype=dtype).reshape(shape)
+        array = np.frombuffer(view[start : start + size], dtype=stored).reshape(shape)
+        found[name] = (array.astype("<u4") << np.uint32(16)).view("<f4") if dtype == _BFLOAT16 else array
         start += size
     return found, start
 

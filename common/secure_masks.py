@@ -23,8 +23,8 @@ Formal guarantees
 Not covered
     Sites that pass what they know to the coordinator: with m of them a sum protects the others only among themselves.
     What the sum itself says, and what two sums say together: a coordinator that has a sum over A and asks for the same
-    answers over A without one site learns that site's answer. A site must not give one answer to two sums over
-    different sites.
+    answers in a new session over A without one site learns that site's answer. Sessions know nothing of one another:
+    it is for the caller to see that a site does not reveal one answer in two sums over different sites.
     A site that sends nonsense spoils the sum: its words cannot be checked one by one.
 """
 

@@ -16,14 +16,14 @@
 Bonawitz, Ivanov, Kreuter et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017: double
 masking with recovery of drop-outs, against a coordinator that may also lie; site keys are registered beforehand (the
 plan's members), which is the paper's PKI. The paper's round of signatures on the list of survivors is left out: what
-that costs is in `xfed.common.secure_masks` ("below two sites"). Every request of a session is answered by all its sites: sites
-that hold other classes form other sessions. One session for requests to different sites would not do: whoever invents
-the lists could surround a site with sites that it declares dropped elsewhere.
+that costs is in `xfed.common.secure_masks` ("below two sites"). Every request of a session goes to all its sites; one
+that holds nothing of what is asked adds zeros. Requests to some of the sites would not do: whoever chooses them could
+surround one site with sites that it declares dropped elsewhere.
 
 Formal guarantees
-    One masked vector is uniform and independent of the numbers in it, for whoever lacks the site's seed, or one mask key
-    of each of its pairs. Masks depend on session, study, request (`context`) and the pair, and never serve two requests;
-    nor two answers to one request: a second, different answer is refused. After `reveal` nothing more is masked.
+    One masked vector cannot be told from uniform words, whatever numbers are in it, by whoever lacks the site's seed, or
+    the secret of one of its pairs. Masks depend on session, study, request (`context`) and the pair. They never serve two
+    requests, nor two answers to one request: a second, different answer is refused. After `reveal` nothing is masked.
     Sites that were sent different requests (other weights, say) have different masks, and their sum cannot be read: the
     coordinator cannot give one site weights of its own (Pasquini et al. 2022). So `context` must be the digest of all
     that determines the answer.

@@ -25,7 +25,7 @@ from xfed.common.durable import write_bytes
 from xfed.common.errors import CheckpointError, DataError
 from xfed.common.packing import digest_of
 
-__all__ = ["Weights", "digest_of", "load_arrays", "load_parameters", "parameters_of", "save_arrays", "under"]
+__all__ = ["Weights", "digest_of", "load_arrays", "load_parameters", "parameters_of", "rounded", "save_arrays", "under"]
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -57,6 +57,22 @@ def load_parameters(module: torch.nn.Module, weights: Weights) -> None:
                     f"expected {tuple(parameter.shape)}"
                 )
             parameter.copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
+
+
+def rounded(weights: Weights, payload: str) -> Weights:
+    """The weights as `payload` can carry them: themselves, or rounded to bfloat16 (to nearest, ties to even; still float32).
+
+    The relative error of a normal number is at most 2^-8. NaN stays NaN.
+    """
+    if payload == "float32":
+        return weights
+    result = {}
+    for name, value in weights.items():
+        bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
+        even = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        even = np.where(np.isnan(value), bits | np.uint32(0x400000), even) & np.uint32(0xFFFF0000)
+        result[name] = even.view(np.float32).reshape(np.shape(value))
+    return result
 
 
 def under(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:

@@ -24,7 +24,7 @@ from xfed.common.gan import build_generator, ready_generator, render
 from xfed.common.messages import GanUpdate, Reply, Request, TrainGan
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import save_generator
-from xfed.common.weights import parameters_of, under
+from xfed.common.weights import parameters_of, rounded, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.run import ALL_SITES, Run
 

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -167,7 +167,7 @@ def _fits(point: Point, args: tuple[Any, ...]) -> bool:
     if not point.path:
         return True
     subject = args[0]
-    path = os.readlink(f"/proc/self/fd/{subject}") if isinstance(subject, int) else str(subject)
+    path = str(Path(f"/proc/self/fd/{subject}").readlink()) if isinstance(subject, int) else str(subject)
     return re.search(point.path, path) is not None
 
 

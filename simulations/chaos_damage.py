@@ -70,7 +70,7 @@ class Disk:
         self.release()
         copy = self._folder.with_name(f"{self._folder.name}.copy")
         shutil.copytree(self._folder, copy)
-        subprocess.run(["umount", "-l", str(self._folder)], capture_output=True, check=True)
+        subprocess.run(["umount", "-l", str(self._folder)], capture_output=True, check=True)  # noqa: S607
         self._folder.rmdir()
         copy.rename(self._folder)
         self._mounted = False

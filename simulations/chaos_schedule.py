@@ -32,6 +32,7 @@ SHIFTS_BEYOND_S = (30.0, 86400.0, -600.0, -86400.0)
 CUTS = ("cut", "stall", "reset", "slow")
 HOW = ("truncate", "garble", "empty")
 MOST_KILLS = 2
+_LAST = ("server.quality", "server.report", "server.end")
 
 # what is damaged between a kill and the restart, and the points of the kill: the newest file of the kind is hit
 _DAMAGE: tuple[tuple[str, tuple[str, ...], Kind | None], ...] = (
@@ -137,6 +138,8 @@ def _other(number: int, kind: FaultKind, study: Kind, sites: tuple[str, ...], rn
         roles = {"disk": ("server", "worker"), "network": ("server", "agent"), "clock": ("server", "agent")}[kind]
         role = roles[int(rng.integers(len(roles)))]
         at = tuple(point for point in points_of(study) if point.role == role and point.when != "torn")
+        if kind == "clock":  # nobody asks any more at the end of a study, so nobody would notice
+            at = tuple(point for point in at if not point.name.startswith(_LAST))
         seconds = round(float(rng.uniform(0.5, 2.0)), 1)
         if kind == "disk":
             detail = {"seconds": seconds}

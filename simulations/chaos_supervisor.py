@@ -49,6 +49,7 @@ class Outcome:
     seconds: float = 0.0
     restarts: dict[str, int] = field(default_factory=dict)
     fired: list[int] = field(default_factory=list)
+    fired_s: dict[int, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     passed: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -86,7 +87,9 @@ class Supervisor:
         self._orphans: dict[int, str] = {}
         self._port = free_port_from(first_port)
         self._disks = {
-            fault.party.removesuffix("/worker"): Disk(self._folder(fault.party)) for fault in self._faults if fault.kind == "disk"
+            fault.party.removesuffix("/worker"): Disk(self._folder(fault.party))
+            for fault in self._faults
+            if fault.kind == "disk"
         }
         root.mkdir(parents=True)
         for disk in self._disks.values():
@@ -219,6 +222,7 @@ class Supervisor:
 
     def _fire(self, fault: Fault, line: socket.socket, waits: bool) -> None:
         self.outcome.fired.append(fault.number)
+        self.outcome.fired_s[fault.number] = time.monotonic()
         answer: dict[str, Any] = {}
         if fault.kind == "disk":
             answer["pretend"] = not self._disks[fault.party.removesuffix("/worker")].fill(fault.detail["seconds"])
@@ -246,7 +250,12 @@ class Supervisor:
 
     def _ended(self, name: str, code: int) -> None:
         for fault in self._faults:
-            if fault.kind == "damage" and fault.party == name and self.outcome.fired[-1:] == [fault.number] and code == -9:
+            if (
+                fault.kind == "damage"
+                and fault.party == name
+                and self.outcome.fired[-1:] == [fault.number]
+                and code == -9
+            ):
                 self.outcome.notes.append(damage(self._folder(name), fault, self.study))
         for disk in self._disks.values():
             disk.release()
@@ -272,14 +281,15 @@ class Supervisor:
 
     def _approve(self) -> None:
         for site in self.sites:
+            party, log = f"{site}/approve", self.root / f"{site}.approve.log"
             plans = [p for p in (self.root / site / "plans").glob("*.json") if ".approved" not in p.name]
-            if any(not plan.with_suffix(".approved.json").exists() for plan in plans):
-                if f"{site}/approve" not in self._parties:
-                    (self.root / f"{site}.approve.log").touch()
-                    stdio = (os.open(os.devnull, os.O_RDONLY), *[os.open(self.root / f"{site}.approve.log", os.O_WRONLY)] * 2)
-                    self._start(f"{site}/approve", ["xfed-client", "approve", "--yes", "--dir", str(self.root / site)], stdio)
-                    for fd in set(stdio):
-                        os.close(fd)
+            if party in self._parties or all(plan.with_suffix(".approved.json").exists() for plan in plans):
+                continue
+            stdin, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            command = ["xfed-client", "approve", "--yes", "--dir", str(self.root / site)]
+            self._start(party, command, (stdin, out, out))
+            os.close(stdin)
+            os.close(out)
 
     def _end(self) -> None:
         """SIGTERM to the agents; whoever lives on after a while is a problem, and is killed by its number."""

@@ -45,7 +45,9 @@ class Facts:
 def facts_of(root: Path, study: Study, outcome: Outcome) -> Facts:
     """Read a finished run."""
     out = root / "federation" / "runs" / study.name
-    models = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((out / "models").glob("*.safetensors"))}
+    models = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((out / "models").glob("*.safetensors"))
+    }
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return Facts(
         models=models,
@@ -127,8 +129,18 @@ def _untold(root: Path, schedule: Schedule, outcome: Outcome) -> list[str]:
     """Sites whose clock was beyond the window and who were not told so."""
     problems = []
     for fault in schedule.faults:
-        if fault.kind == "clock" and fault.number in outcome.fired and fault.detail["shift_s"] in SHIFTS_BEYOND_S:
-            sites = [path.parent for path in root.glob("*/agent.jsonl")] if fault.party == "server" else [root / fault.party]
+        if fault.kind != "clock" or fault.number not in outcome.fired or fault.detail["shift_s"] not in SHIFTS_BEYOND_S:
+            continue
+        since = [at - outcome.fired_s[fault.number] for at in outcome.fired_s.values()]
+        # whoever was killed at once could not be told
+        if not any(0 < each < fault.detail["seconds"] + 1 for each in since):
+            sites = (
+                [path.parent for path in root.glob("*/agent.jsonl")]
+                if fault.party == "server"
+                else [root / fault.party]
+            )
             if not any("clock" in (site / "agent.jsonl").read_text(encoding="utf-8") for site in sites):
-                problems.append(f"{fault.party}: its clock was wrong by {fault.detail['shift_s']:g} s and nobody was told")
+                problems.append(
+                    f"{fault.party}: its clock was wrong by {fault.detail['shift_s']:g} s and nobody was told"
+                )
     return problems

@@ -30,7 +30,7 @@ from xfed.client.home import SiteHome, ask_to_enrol, found_home, install_kit
 from xfed.common.bundle import DIGEST
 from xfed.common.config import Study
 from xfed.common.plan import Plan, read_request
-from xfed.server.deployment import Deployment, _following, _serving, plan_for
+from xfed.server.deployment import Deployment, _following, _Members, _serving, plan_for
 from xfed.server.federation import Federation, found_federation
 from xfed.server.gate import Gate
 from xfed.server.link import Link, LinkGrid
@@ -92,14 +92,14 @@ def coordinator(folder: Path, study: Study | None = None, bundle: str = DIGEST) 
     plan = plan_for(federation, study)
     with quiet_flower():
         link = Link(federation.state_path)
-    link.reconcile({name: member.public_key for name, member in federation.active_members().items()})
+    members = _Members(federation, link, lambda event: None)
     grid = link.begin(bundle)
-    gate = Gate(link.fleet_app(), federation.admitted_keys)
+    gate = Gate(link.fleet_app(), lambda: members.keys)
     board = Board(study.name, study.digest, plan.digest, dict.fromkeys(plan.members, ""), dict)
     deployment = Deployment(
         federation=federation, plan=plan, out=folder, listen=("127.0.0.1", port), control=("127.0.0.1", 0)
     )
-    with _serving(deployment, gate, board), _following(federation, link):
+    with _serving(deployment, gate, board), _following(members):
         try:
             yield Coordinator(federation=federation, plan=plan, homes=homes, link=link, grid=grid, gate=gate, port=port)
         finally:

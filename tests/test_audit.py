@@ -137,6 +137,19 @@ def test_lines_taken_out_swapped_doubled_or_made_up_are_found(
     assert verify_audit(path)
 
 
+@pytest.mark.parametrize(
+    ("seq", "prev", "words"), [(8, "right", "entry 7 belongs there"), (7, "f" * 64, "line before it")]
+)
+def test_number_and_link_are_each_checked(tmp_path: Path, written: bytes, seq: int, prev: str, words: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(written)
+    line, _ = module._line(seq, "stopped", {}, head(path)[1] if prev == "right" else prev)
+    path.write_bytes(written + line)
+    (problem,) = verify_audit(path)
+    assert problem.startswith("line 7")
+    assert words in problem
+
+
 def test_the_same_facts_written_in_another_way_are_found(tmp_path: Path, written: bytes) -> None:
     """Spaces, the order of keys and escapes change no value, and are changes all the same."""
     lines = written.splitlines()

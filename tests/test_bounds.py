@@ -334,6 +334,11 @@ def test_a_sum_is_opened_only_over_enough_survivors() -> None:
     _passes(replace(unmask, survivors="ward-a,ward-b,ward-c", dropped=""), SECURE, three)
 
 
+@pytest.mark.parametrize("kind", ["AdvertiseKeys", "ShareKeys", "Unmask"])
+def test_keys_belong_to_a_session(kind: str) -> None:
+    assert f"{kind}.session is ''" in _refusal(replace(_requests()[kind], session="", peers=""))
+
+
 def test_a_thousand_peers_are_allowed() -> None:
     members = [f"site-{number:04d}" for number in range(1001)]
     request = replace(_requests()["AdvertiseKeys"], peers=",".join(members[:1000]))

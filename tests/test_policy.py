@@ -139,6 +139,12 @@ def test_all_violations_are_told_at_once_and_parts_narrow_them() -> None:
     assert len(violations(_with(max_image_size=16), tiny(), ())) == 1, "what concerns the whole study is always told"
 
 
+def test_both_phases_are_bound_by_what_holds_for_a_step_or_a_round() -> None:
+    policy = _with(max_steps_per_round=2, max_batch=16)
+    texts = violations(policy, tiny(gan={"batch": 17}, classifier={"batch": 17, "steps_per_round": 3}))
+    assert [text.split(":")[0] for text in texts] == ["gan.batch", "classifier.steps_per_round", "classifier.batch"]
+
+
 def test_one_pass_over_the_sites_own_images_is_inside_every_bound() -> None:
     assert violations(_with(max_steps_per_round=2), tiny(classifier={"steps_per_round": 0})) == []
 

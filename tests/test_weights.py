@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from xfed.common.codec import decode_reply, decode_request, encode, packed, payload_bytes
 from xfed.common.errors import CheckpointError, DataError, FederationError
 from xfed.common.messages import REPLIES, REQUESTS, GanUpdate, Refusal, TrainGan
-from xfed.common.packing import digest_of, pack, unpack_reply
-from xfed.common.weights import load_arrays, load_parameters, parameters_of, save_arrays
+from xfed.common.packing import digest_of, pack, unpack_reply, unpack_request
+from xfed.common.weights import load_arrays, load_parameters, parameters_of, rounded, save_arrays
 
 
 def test_round_trip_with_metadata(tmp_path: Path) -> None:
@@ -124,6 +124,31 @@ def test_malformed_messages_are_refused() -> None:
     for record in (RecordDict(), packed("no JSON", b""), packed("[" * 10_000, b"")):
         with pytest.raises(FederationError, match="not a message"):
             decode_reply(record)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=1, max_size=50))
+def test_rounding_to_bfloat16_is_torchs(values: list[float]) -> None:
+    array = np.array(values, np.float32)
+    ours = rounded({"w": array}, "bfloat16")["w"]
+    theirs = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+    assert np.array_equal(ours, theirs, equal_nan=True)
+    assert rounded({"w": array}, "float32")["w"] is array
+
+
+def test_a_bfloat16_payload_has_half_the_bytes_and_loses_nothing_that_was_rounded() -> None:
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.normal(size=(5, 7)).astype(np.float32), "b": np.zeros(0, np.float32)}
+    half = rounded(weights, "bfloat16")
+    assert (np.abs(half["w"] / weights["w"] - 1) <= 2**-8).all()
+    request = TrainGan(study="s", class_name="c", round=1, payload="bfloat16", weights=half)
+    header, data = pack(request)
+    assert len(data) == 2 * 35
+    got = unpack_request(header, data)
+    assert isinstance(got, TrainGan)
+    assert got.weights["w"].dtype == np.float32
+    assert digest_of(got.weights) == digest_of(half)
+    with pytest.raises(ValueError, match="not rounded"):
+        pack(TrainGan(study="s", class_name="c", round=1, payload="bfloat16", weights=weights))
 
 
 def test_unpacked_arrays_are_views_that_cannot_be_written() -> None:

@@ -110,7 +110,8 @@ def _answer(study: Study, number: int, model_mib: float, *, describe: bool) -> R
     site = study.site_names()[number]
     reply: Reply
     if describe:
-        counts = {"counts": np.ones((3, len(study.classes)), dtype=np.int64)}
+        ones = np.ones((3, len(study.classes)), dtype=np.int64)
+        counts = {"counts": ones, "drawn": ones[0], "holders": ones[0]}
         reply = Description(site=site, patients=1, share_examples=False, software=SOFTWARE, counts=counts)
     else:
         weights = _weights(model_mib, number)
