@@ -45,17 +45,15 @@ class Plans:
         self._site, self._public_key = site, public_key
 
     def receive(self, text: str, signature: str) -> ReceivedPlan:
-        """Check and keep a proposed plan. Raises `IdentityError` (forged, changed, foreign) or `RefusedError` (not for this site)."""
+        """Check and keep a proposed plan. Raises `IdentityError` (forged, changed, foreign), `RefusedError`."""
         plan = verify_plan(text, signature, self._ca_pem, self._federation)
         if plan.bundle != DIGEST:
             raise RefusedError(
-                f"the plan was made for another version of xfed ({plan.software}): its bundle is {plan.bundle[:12]}, the installed "
-                f"one {DIGEST[:12]}. Install the same version at the coordinator and at all sites."
+                f"the plan was made for another version of xfed ({plan.software}): its bundle is {plan.bundle[:12]}, the "
+                f"installed one {DIGEST[:12]}. Install the same version at the coordinator and at all sites."
             )
         if plan.members.get(self._site) != self._public_key:
-            raise RefusedError(
-                f"the plan does not name {self._site} with its present key: ask the coordinator for a new plan"
-            )
+            raise RefusedError(f"the plan does not name {self._site} with its present key: ask for a new plan")
         path = self._folder / "plans" / f"{plan.digest}.json"
         if not path.is_file():
             received = datetime.now(UTC).isoformat(timespec="seconds")

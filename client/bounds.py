@@ -185,6 +185,7 @@ def _check_train_gan(asked: _Asked) -> None:
     settings = asked.study.gan
     asked.one_of("class_name", asked.study.classes)
     asked.within("round", 1, settings.rounds)
+    asked.one_of("payload", (asked.study.federation.payload,))
     asked.weights(_generator_shapes(asked.study.image_size, settings.width, settings.latent))
 
 

@@ -34,7 +34,7 @@ from xfed.client.dialling import DIAL_S, dial
 from xfed.client.finding import Finding, TooSlowError, bounded, failed, ok, unchecked, warning
 from xfed.client.home import SiteHome, load_home
 from xfed.client.policy import load_policy
-from xfed.common.durable import write_bytes
+from xfed.common.durable import translate_os_errors, write_bytes
 from xfed.common.errors import IdentityError, StorageError, XfedError
 from xfed.common.identity import certificate_problem, utc_now
 
@@ -158,10 +158,9 @@ def check_folder(folder: Path) -> Finding:
         what = f"{folder} can be opened by others than its owner (mode {mode:04o}); patients' images may be in it"
         return failed("folder", IdentityError, what, f"chmod 700 {folder}")
     probe = folder / "check-probe"
-    try:
+    with translate_os_errors(probe):
         write_bytes(probe, b"x" * 65_536, private=True)
-    finally:
-        probe.unlink(missing_ok=True)
+        probe.unlink()
     if status.st_uid != os.geteuid():
         what = f"{folder} belongs to user {status.st_uid}, this is user {os.geteuid()}"
         return warning("folder", what, "run xfed-client as the user whose folder it is, check included")

@@ -37,8 +37,8 @@ def check(
 ) -> None:
     """See whether this site is ready: folder, network, certificate, clock, plan, policy, store, disk, device, audit log.
 
-    Ends with 0 when nothing failed; there may be warnings. Else with the code of what failed, and of several things with the first
-    of: 9 identity, 3 store, 5 device, 6 disk, 4 audit log, 2 policy file, 1 versions, 7 network or coordinator, 8 policy.
+    Ends with 0 when nothing failed; there may be warnings. Else with the code of what failed, and of several things with the
+    first of: 9 identity, 3 store, 5 device, 6 disk, 4 audit log, 2 policy file, 1 versions, 7 network or coordinator, 8 policy.
     """
     from xfed.client.check import preflight
 

@@ -95,7 +95,7 @@ class Dialled:
             self.peer = str(facts["return_value"].get_extra_info("server_addr")[0])
         elif event.endswith("start_tls.complete") and not (self.proxied and event.startswith("connection.")):
             self.secure = True
-            self.certificate = facts["return_value"].get_extra_info("ssl_object").getpeercert(binary_form=True)
+            self.certificate = facts["return_value"].get_extra_info("ssl_object").getpeercert(True)
 
 
 def _joined(host: str, port: int) -> str:

@@ -25,18 +25,20 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from xfed.client.answers import Answers
 from xfed.client.bounds import splits_taking_part
+from xfed.client.gan_states import GanStates
 from xfed.client.measures import measure_archive
+from xfed.client.policy import Policy
 from xfed.client.secure import SecureSums
+from xfed.client.shards import Shards
 from xfed.client.store import Store, open_store
 from xfed.common import messages as m
 from xfed.common.classifier import predict, sigmoid_decay, train_round
@@ -51,7 +53,7 @@ from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier
 from xfed.common.summable import SUMMABLE
 from xfed.common.version import SOFTWARE
-from xfed.common.weights import digest_of, load_arrays, load_parameters, parameters_of, rounded, save_arrays
+from xfed.common.weights import load_parameters, parameters_of, rounded
 
 __all__ = ["Site", "SiteSettings", "found_site"]
 
@@ -76,24 +78,25 @@ class Site:
     """A hospital that answers requests about one study. Raises `DataError` when its folder is incomplete.
 
     `work` is the study's own folder at the site (study.json, state, answers, archive); in a simulation, which has one
-    study, it is the site's folder itself.
+    study and no policy, it is the site's folder itself.
     """
 
-    def __init__(
-        self, folder: Path, work: Path | None = None, *, minimum_summed_sites: int = 2, smallest_count: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, work: Path | None = None, policy: Policy | None = None) -> None:
         self.folder = folder
         self.work = work or folder
-        self._minimum_summed_sites = minimum_summed_sites
-        self._smallest_count = smallest_count
+        self._policy = policy or Policy.permissive()
         try:
             settings = json.loads((folder / "site.json").read_text())
-            self.settings = SiteSettings(name=settings["name"], share_examples=settings["share_examples"])
+            self.settings = SiteSettings(
+                name=settings["name"], share_examples=policy.share_examples if policy else settings["share_examples"]
+            )
             path = self.work / "study.json"
             self.study = parse_study(json.loads(path.read_text()), str(path))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} is not a site's folder ({error}); found one before answering") from error
         self._answers = Answers(self.work / "answers")
+        self._states = GanStates(self.work / "state")
+        self._shards = Shards(self.work / "archive", self.study)
 
     @cached_property
     def store(self) -> Store:
@@ -104,7 +107,7 @@ class Site:
                 f"{store.folder} holds {store.size} px images of {', '.join(store.classes)}; the study wants "
                 f"{self.study.image_size} px of {', '.join(self.study.classes)}. Import again with the study's size and classes."
             )
-        splits = splits_taking_part(store.labels, store.patients, store.splits, self._smallest_count)
+        splits = splits_taking_part(store.labels, store.patients, store.splits, self._policy.smallest_count)
         return dataclasses.replace(store, splits=splits)
 
     @cached_property
@@ -124,29 +127,33 @@ class Site:
         return SecureSums(self.work / "secure", self.settings.name, self.study.digest, key, self.members)
 
     def answer(self, request: m.Request) -> m.Reply:
-        """Do what is asked, or answer with a `Refusal` that says why not."""
+        """As `act`, with errors as a `Refusal` that says why not."""
         try:
-            if request.study != self.study.digest:
-                raise RefusedError(
-                    f"the request is for study {request.study[:12]}, this site approved {self.study.digest[:12]}"
-                )
-            match request:
-                case m.AdvertiseKeys():
-                    return self._secure.advertise(request)
-                case m.ShareKeys():
-                    return self._secure.share(request)
-                case m.Unmask():
-                    return self._secure.unmask(request, self._minimum_summed_sites)
-            if not request.session:
-                if self.study.secure and type(request) in SUMMABLE and not isinstance(request, m.Describe):
-                    raise RefusedError("this study sums securely: the site's own answer does not leave it")
-                return self._plain(request)
-            if type(request) not in SUMMABLE:
-                raise RefusedError(f"{type(request).__name__} cannot be part of a secure sum")
-            alone = dataclasses.replace(request, session="", peers="", total=0)
-            return self._secure.mask(request, self._plain(alone, summed=True), len(self.study.classes))
+            return self.act(request)
         except XfedError as error:
             return m.Refusal(site=self.settings.name, error=type(error).__name__, reason=str(error))
+
+    def act(self, request: m.Request) -> m.Reply:
+        """Do what is asked. Raises `XfedError`: `RefusedError` where study or site forbid it."""
+        if request.study != self.study.digest:
+            raise RefusedError(
+                f"the request is for study {request.study[:12]}, this site approved {self.study.digest[:12]}"
+            )
+        match request:
+            case m.AdvertiseKeys():
+                return self._secure.advertise(request)
+            case m.ShareKeys():
+                return self._secure.share(request)
+            case m.Unmask():
+                return self._secure.unmask(request, self._policy.minimum_summed_sites)
+        if not request.session:
+            if self.study.secure and type(request) in SUMMABLE and not isinstance(request, m.Describe):
+                raise RefusedError("this study sums securely: the site's own answer does not leave it")
+            return self._plain(request)
+        if type(request) not in SUMMABLE:
+            raise RefusedError(f"{type(request).__name__} cannot be part of a secure sum")
+        alone = dataclasses.replace(request, session="", peers="", total=0)
+        return self._secure.mask(request, alone, self._plain(alone, summed=True), len(self.study.classes))
 
     def _plain(self, request: m.Request, summed: bool = False) -> m.Reply:
         """The site's own answer, stored or computed. In a secure sum a site that has nothing to give gives zeros."""
@@ -228,14 +235,13 @@ class Site:
             )
         started = time.perf_counter()
         state = new_gan_state(study, self._device, "discriminator", name, request.class_name)
-        previous = self._state_before(request)
+        previous = self._states.before(request.class_name, request.round)
         if previous is not None:
-            state.restore(load_arrays(previous)[0])
+            state.restore(previous)
         load_parameters(state.generator, request.weights)
         rng = torch_generator(study.seed, "gan", name, request.class_name, request.round)
         losses = train_gan_round(state, self.store.images, rows, study.gan, rng, study.precision)
-        save_arrays(self._state_path(request.class_name, request.round), state.arrays(), {"study": study.digest})
-        self._prune_states(request)
+        self._states.save(request.class_name, request.round, state.arrays(), study.digest)
         return m.GanUpdate(
             site=name,
             images=len(rows),
@@ -246,57 +252,13 @@ class Site:
             weights=rounded(parameters_of(state.generator), request.payload),
         )
 
-    def _state_path(self, class_name: str, round: int) -> Path:
-        return self.work / "state" / f"gan-{class_name.replace(' ', '_')}-{round:06d}.safetensors"
-
-    def _states(self, class_name: str) -> list[tuple[int, Path]]:
-        stem = f"gan-{class_name.replace(' ', '_')}-"
-        paths = (self.work / "state").glob(f"{stem}??????.safetensors")
-        return sorted((int(path.stem.removeprefix(stem)), path) for path in paths)
-
-    def _state_before(self, request: m.TrainGan) -> Path | None:
-        earlier = [path for round, path in self._states(request.class_name) if round < request.round]
-        return earlier[-1] if earlier else None
-
-    def _prune_states(self, request: m.TrainGan) -> None:
-        for round, path in self._states(request.class_name):
-            if round < request.round - 1:
-                path.unlink(missing_ok=True)
-
     def _wanted(self, request: m.OfferArchive) -> m.ArchiveWanted:
-        digests = request.digests.split(",")
-        missing = [str(i) for i, digest in enumerate(digests) if not self._shard_path(digest).is_file()]
-        write_json(self.work / "archive" / "offer.json", {"root": request.root, "shards": digests})
-        return m.ArchiveWanted(site=self.settings.name, missing=",".join(missing))
-
-    def _shard_path(self, digest: str) -> Path:
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise RefusedError(f"{digest[:80]!r} is not the digest of a shard")
-        return self.work / "archive" / f"{digest}.safetensors"
+        missing = self._shards.offer(request)
+        return m.ArchiveWanted(site=self.settings.name, missing=",".join(map(str, missing)))
 
     def _keep_archive(self, request: m.KeepArchive) -> m.ArchiveKept:
-        path = self._shard_path(request.digest)
-        images, labels = request.arrays.get("images"), request.arrays.get("labels")
-        side = self.study.image_size
-        if (
-            images is None
-            or labels is None
-            or images.dtype != np.uint8
-            or images.shape != (len(labels), side, side)
-            or labels.dtype != np.int64
-            or (len(labels) and not (labels.min() >= 0 and labels.max() < len(self.study.classes)))
-            or digest_of(request.arrays) != request.digest
-        ):
-            raise RefusedError(f"archive shard {request.shard} is not what its digest or this study says")
-        save_arrays(path, request.arrays, {})
+        self._shards.keep(request)
         return m.ArchiveKept(site=self.settings.name, digest=request.digest)
-
-    def _archive(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """All synthetic images uint8 [n, S, S] and labels int64 [n] that the coordinator sent."""
-        offer_path = self.work / "archive" / "offer.json"
-        if not offer_path.is_file():
-            raise RefusedError("the synthetic archive has not been offered to this site yet")
-        return _read_shards(tuple(self._shard_path(d) for d in json.loads(offer_path.read_text())["shards"]))
 
     def _model(self, weights: m.Arrays) -> torch.nn.Module:
         model = build_classifier(self.study)
@@ -312,7 +274,7 @@ class Site:
         if request.arm not in settings.arms:
             raise RefusedError(f"{request.arm!r} is not an arm of this study")
         started = time.perf_counter()
-        synthetic: tuple[Any, Any] = self._archive() if request.arm == "DS3" else (None, None)
+        synthetic: tuple[Any, Any] = self._shards.read() if request.arm == "DS3" else (None, None)
         model = self._model(request.weights)
         steps = settings.steps_per_round or max(1, round(len(rows) / settings.batch))
         loss = train_round(
@@ -346,7 +308,7 @@ class Site:
         return m.Scores(site=self.settings.name, sums=to_arrays(sums))
 
     def _measure(self, request: m.MeasureArchive) -> m.ArchiveMeasured:
-        images, labels = self._archive()
+        images, labels = self._shards.read()
         model = self._model(request.weights)
         arrays = measure_archive(model, self.store, images, labels, self._device, self.study.precision)
         return m.ArchiveMeasured(site=self.settings.name, arrays=arrays)
@@ -360,12 +322,3 @@ class Site:
             rows = self.store.rows("train", label)[:count]
             shown[label, : len(rows)] = self.store.images[rows]
         return m.Examples(site=self.settings.name, arrays={"images": shown})
-
-
-@lru_cache(maxsize=4)
-def _read_shards(paths: tuple[Path, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    shards = [load_arrays(path)[0] for path in paths]
-    return (
-        np.concatenate([shard["images"] for shard in shards]),
-        np.concatenate([shard["labels"] for shard in shards]),
-    )

@@ -6,7 +6,8 @@
     agent --lifeline (a pipe nobody writes to)--> worker: when it breaks the agent is dead, and so is the worker, at once
 
 The worker may be killed at any time (out of memory, a driver fault): the agent starts another and asks the same again, and
-what was stored is sent, not computed. While a worker lives it holds `.lock` in the site's folder, so two never train on one state.
+what was stored is sent, not computed. While a worker lives it holds `.lock` in the site's folder, so two never train on one
+state.
 """
 
 from __future__ import annotations

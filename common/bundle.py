@@ -2,11 +2,11 @@
 
 ::
 
-    coordinator: run record carries DIGEST --> site: is it the plan's and the installed xfed's? -- no --> refused, nothing is loaded
+    coordinator: run record carries DIGEST --> site: the plan's, and the installed xfed's? -- no --> refused, nothing is loaded
 
-Flower ships a run's code in its bundle. xfed never does: the site's process runs the installed package only, and nothing opens
-what a coordinator puts into a bundle. The bundle below holds one `pyproject.toml` that names the installed components; its digest
-changes when the exchanged messages do.
+Flower ships a run's code in its bundle. xfed never does: the site's process runs the installed package only, and nothing
+opens what a coordinator puts into a bundle. The bundle below holds one `pyproject.toml` that names the installed
+components; its digest changes when the exchanged messages do.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 ::
 
-    dataclass --pack--> header, data --encode--> RecordDict { "message": ConfigRecord {"header"}, "data": ArrayRecord {"data": one Array} }
+    dataclass --pack--> header, data --encode--> RecordDict { "message": ConfigRecord {"header"},
+                                                              "data": ArrayRecord {"data": one Array} }
 
 The array's bytes are `xfed.common.packing`'s, which Flower cuts into content-addressed chunks of 5 MB on the wire; bytes
 in a ConfigRecord would not be chunked.

@@ -2,7 +2,8 @@
 
 ::
 
-    dataclass --pack--> header {"kind", "facts": {scalars}, "arrays": {field: [[name, dtype, shape], ...]}} + data (all arrays, in that order)
+    dataclass --pack--> header {"kind", "facts": {scalars}, "arrays": {field: [[name, dtype, shape], ...]}}
+                        + data (all arrays, in that order)
     header, data --unpack_request / unpack_reply--> dataclass whose arrays are read-only views of data
 
 One block of bytes per message, however many parameters a model has: an exchange over Flower then costs a few

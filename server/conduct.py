@@ -37,6 +37,7 @@ from xfed.server.run import ALL_SITES, Run
 __all__ = ["conduct"]
 
 SHOWN = 6
+CENSUS = "census"
 NOT_PRIVATE = (
     "No differential privacy: epsilon is infinite. The discriminators stayed at the site; the generator's and classifier's "
     "weights, which were trained on its patients, left it."
@@ -95,7 +96,9 @@ def conduct(run: Run) -> dict[str, Any]:
 
 
 def _count_securely(run: Run) -> Census:
-    """The census of a secure study: the sum of the sites' counts. Raises `FederationError`."""
+    """The census of a secure study: the sum of the sites' counts, asked for once in its life. Raises `FederationError`."""
+    if (checkpoint := run.checkpoints.latest(CENSUS)) is not None:
+        return Census(**checkpoint.arrays, patients=checkpoint.facts["patients"], sites={})
     found: list[Description] = []
 
     def fold(site: str, request: Request, reply: Reply) -> None:
@@ -103,8 +106,11 @@ def _count_securely(run: Run) -> Census:
             raise FederationError(f"{site} answered {type(reply).__name__} to Describe")
         found.append(reply)
 
-    run.sum("census", 0, [Describe(study=run.study.digest)], [run.exchange.sites], fold)
-    return census_of({ALL_SITES: found[0]}, len(run.study.classes), secure=True)
+    run.sum(CENSUS, 0, [Describe(study=run.study.digest)], [run.exchange.sites], fold)
+    census = census_of({ALL_SITES: found[0]}, len(run.study.classes), secure=True)
+    arrays = {"counts": census.counts, "drawn": census.drawn, "holders": census.holders}
+    run.checkpoints.save(CENSUS, 0, arrays, {"patients": census.patients})
+    return census
 
 
 def _sites(run: Run) -> dict[str, Any]:

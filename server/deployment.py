@@ -8,8 +8,8 @@
     members/ changed?   --> link state follows within a second               (thread)
     main thread:        ServerApp of `xfed.server.app` over LinkGrid --> runs/<study>/ as xfed-sim's
 
-What is on disk when the power goes: checkpoints, archive, events, membership, node numbers. The same command goes on from the last
-whole round: a new Flower run, the same plan, and sites that send again what they had computed.
+What is on disk when the power goes: checkpoints, archive, events, membership, node numbers. The same command goes on from
+the last whole round: a new Flower run, the same plan, and sites that send again what they had computed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from xfed.common.bundle import DIGEST
 from xfed.common.config import Study
 from xfed.common.durable import exclusive, write_json
 from xfed.common.errors import ConfigError, FederationError, StorageError, XfedError
+from xfed.common.gan import build_generator
 from xfed.common.identity import parse_certificate, utc_now
 from xfed.common.journal import Listener
 from xfed.common.plan import Plan, new_plan
+from xfed.common.registry import build_classifier
 from xfed.common.telemetry import silence
 from xfed.server.app import make_server_app
 from xfed.server.federation import Federation
@@ -47,6 +49,7 @@ __all__ = ["Deployment", "plan_for", "run_deployment"]
 
 RECONCILE_S = 1.0
 FAREWELL_S = 1.0
+STATISTICS_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
                 listener(event)
 
         members = _Members(federation, link, hear)
-        grid = link.begin()
+        grid = link.begin(reply_limit=_reply_limit(plan.study))
         gate = Gate(link.fleet_app(), lambda: members.keys)
         board.refused, board.expiries = lambda: dict(gate.refused), _expiries(federation)
         succeeded = False
@@ -115,6 +118,12 @@ def _expiries(federation: Federation) -> dict[str, float]:
     pem = federation.server_cert.read_text(encoding="ascii")
     ends["server certificate"] = parse_certificate(pem, str(federation.server_cert)).not_valid_after_utc
     return {name: (end - now).total_seconds() / 86400 for name, end in ends.items()}
+
+
+def _reply_limit(study: Study) -> int:
+    """Bytes that no honest answer exceeds: twice the larger model, and room for statistics."""
+    models = (build_generator(study), build_classifier(study))
+    return 2 * max(sum(4 * p.numel() for p in model.parameters()) for model in models) + STATISTICS_BYTES
 
 
 @contextlib.contextmanager

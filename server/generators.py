@@ -124,7 +124,8 @@ def _one_round(
             study=run.study.digest,
             class_name=name,
             round=round,
-            weights=current[name],
+            payload=run.study.federation.payload,
+            weights=rounded(current[name], run.study.federation.payload),
             total=int(run.census.drawn[label]) if run.study.secure else 0,
         )
         for label, name in enumerate(sites)

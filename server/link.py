@@ -109,8 +109,8 @@ class Link:
         app.include_router(fleet_router)
         return app
 
-    def begin(self, bundle: str = DIGEST) -> LinkGrid:
-        """A new Flower run as a Grid; it stays alive until `LinkGrid.end`."""
+    def begin(self, bundle: str = DIGEST, reply_limit: int = 2**32) -> LinkGrid:
+        """A new Flower run as a Grid; it stays alive until `LinkGrid.end`. A reply may have `reply_limit` bytes."""
         self.state.store_fab(Fab(hash_str=DIGEST, content=CONTENT, verifications={}))
         run_id = self.state.create_run(
             NAME, VERSION, bundle, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
@@ -121,14 +121,15 @@ class Link:
             raise FederationError(
                 "Flower's link state could not start a run. Is another xfed-server using this folder?"
             )
-        return LinkGrid(self.state, run_id, task)
+        return LinkGrid(self.state, run_id, task, reply_limit)
 
 
 class LinkGrid(Grid):
     """Flower's `Grid`, straight on the link state of this process. Node infos carry the names the sites were admitted under."""
 
-    def __init__(self, state: Any, run_id: int, task_id: int) -> None:
+    def __init__(self, state: Any, run_id: int, task_id: int, reply_limit: int) -> None:
         self._state = state
+        self._reply_limit = reply_limit
         self.run_id = run_id
         self._task_id = task_id
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, task_id
@@ -200,7 +201,13 @@ class LinkGrid(Grid):
         try:
             with self._forget(reply_id):
                 tree = self._state.object_store.get_object_tree(reply_id)
-                contents = {node.object_id: self._arrived(node.object_id) for node in iterate_object_tree(tree)}
+                contents, size = {}, 0
+                for node in iterate_object_tree(tree):
+                    contents[node.object_id] = self._arrived(node.object_id)
+                    size += len(contents[node.object_id])
+                    if size > self._reply_limit:
+                        reason = f"its reply is larger than the {self._reply_limit:,} bytes that any answer of this study needs"
+                        return Message(Error(ErrorCode.UNKNOWN, reason), reply_to=message)
                 whole = cast(Message, inflate_object_from_contents(reply_id, contents))
         except (NoObjectInStoreError, ValueError, KeyError) as error:
             return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, f"the reply is not whole: {error}"), reply_to=message)

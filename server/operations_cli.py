@@ -146,7 +146,8 @@ def _ask(folder: Path) -> dict[str, Any]:
         )
     except (OSError, ValueError, KeyError, httpx.HTTPError) as error:
         raise FederationError(
-            f"no coordinator is running from {folder} ({type(error).__name__}). Start one: xfed-server start STUDY.yaml --dir {folder}"
+            f"no coordinator is running from {folder} ({type(error).__name__}). "
+            f"Start one: xfed-server start STUDY.yaml --dir {folder}"
         ) from error
     return facts
 

@@ -117,8 +117,8 @@ class Run:
                 if attempt == federation.retries:
                     tally.write()
                     raise FederationError(
-                        f"{phase}, round {round}: {error} (federation.quorum {federation.quorum:.0%}). events.jsonl says why each "
-                        "site is missing. Run the same command again to go on from the last whole round."
+                        f"{phase}, round {round}: {error} (federation.quorum {federation.quorum:.0%}). events.jsonl says why "
+                        "each site is missing. Run the same command again to go on from the last whole round."
                     ) from error
         tally.write(summed=list(result.partition.survivors), dropped=list(result.partition.dropped))
         for request, reply in result.replies:

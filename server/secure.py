@@ -6,10 +6,10 @@
     request 1, 2, ... (one per class or arm) --> every site --> Masked --> MaskedSums: one running sum per request
     Unmask (who delivered all, who did not; letters) --> shares --> masks off the sums --> one answer per request: fold
 
-Protocol and guarantees: `xfed.common.secure_sum`. All requests go to all sites; a site that holds none of a class adds zeros. A site
-that is lost before it gave keys is left out by starting again without it; one that is lost later is a drop-out, which the sums
-survive while more than half of the sites remain. The coordinator can check form and number of sites, not a
-single site's update: there is none to check.
+Protocol and guarantees: `xfed.common.secure_sum`. All requests go to all sites; a site that holds none of a class adds
+zeros. A site that is lost before it gave keys is left out by starting again without it; one that is lost later is a drop-
+out, which the sums survive while more than half of the sites remain. The coordinator can check form and number of sites,
+not a single site's update: there is none to check.
 """
 
 from __future__ import annotations

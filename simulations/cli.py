@@ -39,8 +39,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="print report.json at the end, nothing else")] = False,
 ) -> None:
     """Run all three phases, or continue a run that was interrupted: generators, archive, classifiers, report."""
-    from xfed.server.report import terminal_table
     from xfed.server.display import StudyDisplay
+    from xfed.server.report import terminal_table
     from xfed.simulations.run import load_run_study, run_study
 
     study = load_run_study(config, settings=setting or [], data=data, backend=backend)

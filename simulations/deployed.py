@@ -6,8 +6,8 @@
     xfed-client enroll --> request.json --> xfed-server approve --> kit --> xfed-client enroll --kit
     xfed-server start, xfed-client start ... as processes; xfed-client approve when a plan has come
 
-For tests, benchmarks and `xfed.simulations.chaos`. Nothing here is a shortcut through Python: a party is what its command line is.
-Only processes that were started here are ended, by their own numbers.
+For tests, benchmarks and `xfed.simulations.chaos`. Nothing here is a shortcut through Python: a party is what its command
+line is. Only processes that were started here are ended, by their own numbers.
 """
 
 from __future__ import annotations
@@ -117,8 +117,6 @@ class Deployed:
         self.run("xfed-server", "approve", home / "request.json", "--yes", "--dir", self.federation)
         self.run("xfed-client", "enroll", "--kit", self.federation / "kits" / f"{name}.kit.json", "--dir", home)
         write_text(home / "policy.yaml", POLICY)
-        settings = json.loads((home / "site.json").read_text())
-        write_text(home / "site.json", json.dumps({**settings, "share_examples": True}))
 
     def start(self, party: str, *more: str) -> None:
         """Start the coordinator ("server") or a hospital as a process; its words go to <root>/<party>.log."""

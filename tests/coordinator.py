@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from tests.conftest import tiny
 from xfed.client.home import SiteHome, ask_to_enrol, found_home, install_kit
@@ -36,8 +37,6 @@ from xfed.server.gate import Gate
 from xfed.server.link import Link, LinkGrid
 from xfed.server.status import Board
 from xfed.simulations.deployed import free_port
-
-MEDIA = "application/x-protobuf"
 
 
 @contextlib.contextmanager
@@ -144,7 +143,9 @@ class Attacker:
             headers = self.signed() if self.key is not None else {}
         with httpx.Client(verify=self.trust, timeout=10, trust_env=False) as client:
             return client.post(
-                f"https://127.0.0.1:{self.port}{path}", content=content, headers={"content-type": MEDIA, **headers}
+                f"https://127.0.0.1:{self.port}{path}",
+                content=content,
+                headers={"content-type": PROTOBUF_MEDIA_TYPE, **headers},
             )
 
     def activate(self, headers: Mapping[str, str] | None = None, key: bytes | None = None) -> httpx.Response:

@@ -62,7 +62,8 @@ def test_a_log_is_whole_and_says_what_happened(tmp_path: Path) -> None:
     assert (asked["request"], asked["key"], asked["study"]) == ("TrainGan", REQUEST.key, "S" * 64)
     assert (asked["digest"], asked["bytes"]) == (digest_of_request(REQUEST), 24)
     assert (left["reply"], left["bytes"]) == ("GanUpdate", 24)
-    assert left["facts"] == {"site": "ward-a", "images": 12, "loss_g": "nan", "loss_d": 0.5, "seconds": 1.5}
+    numbers = {"images": 12, "loss_g": "nan", "loss_d": 0.5, "seconds": 1.5}
+    assert left["facts"] == {"site": "ward-a", "payload": "float32", **numbers}
     assert left["arrays"]["weights/layer.weight"] == {
         "shape": [2, 3],
         "dtype": "float32",

@@ -94,6 +94,7 @@ def test_an_unknown_kind_is_refused_even_when_it_looks_like_a_known_one() -> Non
 EDGES: list[tuple[str, str, list[Any], list[Any], str]] = [
     ("TrainGan", "round", [1, 3], [0, 4, -1, 2**63, True, 1.0], "1..3"),
     ("TrainGan", "class_name", ["Normal", "Pleural Effusion"], ["normal", "", "../x", "N" * 10**6], "Cardiomegaly"),
+    ("TrainGan", "payload", ["float32"], ["bfloat16", "", "float16"], "float32"),
     ("TrainClassifier", "round", [1, 3], [0, 4], "1..3"),
     ("TrainClassifier", "arm", ["DS1", "DS3"], ["DS2", "", "ds1"], "DS1, DS3"),
     ("ScoreClassifier", "round", [1, 3], [0, 4], "1..3"),

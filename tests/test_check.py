@@ -1,4 +1,4 @@
-"""The preflight: each failure is really produced (servers, proxies, certificates, clocks, disks), told apart, and has a remedy."""
+"""The preflight: each failure is really produced (servers, proxies, certificates, clocks, disks) and told apart."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ from xfed.server.federation import Federation, found_federation
 from xfed.server.gate import Gate
 from xfed.server.link import Link
 
+pytestmark = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # Flower's use of alembic
 POLICY = "allow_non_private: true\nminimum_images: 1\nsmallest_count: 0\n"
 STUDY = tiny(sites={"count": 1}, gan={"minimum_images": 2})
 NETWORK = ["proxy", "dns", "tcp", "tls", "coordinator", "clock"]
@@ -99,6 +100,7 @@ def serving(application: Any, federation: Federation) -> Iterator[int]:
             application,
             ssl_certfile=federation.server_cert,
             ssl_keyfile=str(federation.server_key),
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,

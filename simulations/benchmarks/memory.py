@@ -42,8 +42,8 @@ from xfed.common.config import Study, parse_study
 from xfed.common.console import run_app
 from xfed.common.journal import Journal
 from xfed.common.messages import ClassifierUpdate, Describe, Description, Reply, Request, TrainClassifier
-from xfed.common.version import SOFTWARE
 from xfed.common.telemetry import silence
+from xfed.common.version import SOFTWARE
 from xfed.server.aggregate import RunningMean, check_update
 from xfed.server.census import census_of
 from xfed.server.checkpoints import Checkpoints
