@@ -67,9 +67,15 @@ class _Preflight:
         self.findings: list[Finding] = []
         self._progress = progress
 
-    def add(self, name: str, check: Callable[[], Finding | Iterable[Finding]], limit_s: float = LIMIT_S) -> None:
-        """Make a check of one or more findings."""
-        found = self.load(name, lambda: _listed(check()), limit_s=limit_s)
+    def add(
+        self,
+        name: str,
+        check: Callable[[], Finding | Iterable[Finding]],
+        limit_s: float = LIMIT_S,
+        remedy: str = "",
+    ) -> None:
+        """Make a check of one or more findings; `remedy` is for what it raises."""
+        found = self.load(name, lambda: _listed(check()), remedy, limit_s)
         self.findings += found or []
 
     def load(self, name: str, call: Callable[[], T], remedy: str = "", limit_s: float = LIMIT_S) -> T | None:
@@ -106,7 +112,7 @@ def preflight(
         run.findings += [unchecked(name, "folder") for name in _NEEDING_HOME]
         run.add("device", lambda: check_device(None), TORCH_LIMIT_S)
         return run.findings
-    run.add("folder", lambda: check_folder(home.folder))
+    run.add("folder", lambda: check_folder(home.folder), remedy=f"make room, and let this user write to {folder}")
     run.add("membership", lambda: check_membership(home, utc_now()))
     _reach(run, home, address or home.address)
     _compare(run, home)
@@ -144,7 +150,9 @@ def _compare(run: _Preflight, home: SiteHome) -> None:
     policy = run.load("policy", lambda: load_policy(home.folder / "policy.yaml"), "correct policy.yaml")
     if policy is not None:
         run.add("policy", lambda: check_policy(policy, plan))
-    run.add("store", lambda: check_store(home.folder / "store", policy, study), TORCH_LIMIT_S)
+    store = home.folder / "store"
+    again = f"make it with the study's size and classes: xfed-client import SOURCE --store {store}"
+    run.add("store", lambda: check_store(store, policy, study), TORCH_LIMIT_S, again)
     run.add("disk", lambda: check_disk(home, study, policy), TORCH_LIMIT_S)
     run.add("device", lambda: check_device(study), TORCH_LIMIT_S)
     run.add("audit", lambda: check_audit(home.folder / "audit.jsonl"), TORCH_LIMIT_S)

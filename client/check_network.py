@@ -83,12 +83,19 @@ def _name(way: Dialled) -> Finding:
         return failed("dns", FederationError, f"{whose} name {host} cannot be looked up ({_said(cause)})", remedy)
     if isinstance(way.error, TooSlowError):
         return failed("dns", FederationError, f"looking up {host} and connecting to it took over {DIAL_S:g} s", remedy)
-    return ok("dns", f"{host} was looked up")
+    return ok("dns", f"{host} is known")
 
 
 def _connection(way: Dialled) -> Finding:
     if way.peer is None:
         return failed("tcp", FederationError, *_not_connected(way))
+    if way.distrusted:
+        return failed(
+            "tcp",
+            FederationError,
+            f"{way.first} does not speak TLS itself, or with a certificate that is not trusted here ({_said(way.error)})",
+            "correct HTTPS_PROXY: most proxies want http://HOST:PORT there, and carry TLS to the coordinator all the same",
+        )
     if isinstance(way.error, httpx.ProxyError):
         return failed("tcp", FederationError, *_not_let_through(way))
     tls_trouble = _cause(way.error, ssl.SSLError) is not None
@@ -238,7 +245,7 @@ def check_identity(home: SiteHome, address: str) -> Finding:
             finally:
                 link.close()
     except StorageError as error:
-        if not isinstance(error.__cause__, BlockingIOError):
+        if True:
             raise
         return _running(home)
     except IdentityError as error:

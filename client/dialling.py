@@ -37,14 +37,16 @@ _MOST_BYTES = 65_536
 class Dialled:
     """How far a request to `host`:`port` came. Every field is as it was when the request ended or was given up.
 
-    `hop` is what was connected to first (a proxy, or the coordinator), `peer` its IP address, `secure` whether the TLS handshake
-    was completed, `certificate` the server's in DER; times are this machine's clock.
+    `hop` is what was connected to first (a proxy, or the coordinator), `peer` its IP address, `distrusted` whether TLS with a
+    proxy itself failed, `secure` whether the TLS handshake with the coordinator was completed, `certificate` what was shown in it
+    (DER); times are this machine's clock.
     """
 
     host: str
     port: int
     hop: tuple[str, int] | None = None
     peer: str | None = None
+    distrusted: bool = False
     secure: bool = False
     certificate: bytes | None = None
     status: int | None = None
@@ -93,7 +95,9 @@ class Dialled:
             self.hop = (host.decode() if isinstance(host, bytes) else str(host), int(facts["port"]))
         elif event.endswith("connect_tcp.complete"):
             self.peer = str(facts["return_value"].get_extra_info("server_addr")[0])
-        elif event.endswith("start_tls.complete") and not (self.proxied and event.startswith("connection.")):
+        elif self.proxied and event.startswith("connection.start_tls"):
+            self.distrusted = event.endswith("failed")
+        elif event.endswith("start_tls.complete"):
             self.secure = True
             self.certificate = facts["return_value"].get_extra_info("ssl_object").getpeercert(True)
 

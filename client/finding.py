@@ -58,7 +58,7 @@ def failed(name: str, kind: type[XfedError], what: str, remedy: str) -> Finding:
 
 def unchecked(name: str, cause: str) -> Finding:
     """It could not be looked at because of an earlier finding."""
-    return warning(name, f"not checked, because {cause} failed", f"put {cause} right, then run xfed-client check again")
+    return warning(name, f"not checked, because {cause} failed", "")
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

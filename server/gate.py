@@ -82,11 +82,16 @@ class Gate:
             await self._refuse(send, 404, "path", {"detail": "Not Found"})
         elif not headers.get(b"content-length", b"").isdigit() or int(headers[b"content-length"]) > BODY_LIMIT:
             await self._refuse(send, 413, "size", {"detail": f"a request has a length, of at most {BODY_LIMIT} bytes"})
-        elif (problem := self._problem(headers)) is not None:
+        elif (problem := self._doubled(scope) or self._problem(headers)) is not None:
             body = {"detail": problem, "server_time": self._clock().isoformat()}
             await self._refuse(send, 401, problem.split(":")[0], body)
         else:
             await self._inner(scope, receive, send)
+
+    def _doubled(self, scope: Scope) -> str | None:
+        # of two equal headers this filter and Flower's own check could each read another one
+        names = [name for name, _ in scope["headers"] if name in (_KEY, _SIGNATURE, _TIME)]
+        return "credential: it is there more than once" if len(names) != len(set(names)) else None
 
     def _problem(self, headers: dict[bytes, bytes]) -> str | None:
         try:

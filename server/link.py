@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
@@ -47,7 +48,9 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from xfed.common.bundle import CONTENT, DIGEST, NAME, VERSION
 from xfed.common.errors import FederationError
@@ -61,6 +64,16 @@ ARRIVAL_POLL_S = 0.02
 def _pem(public_key: str) -> bytes:
     """Flower's form of an OpenSSH public key."""
     return cast(bytes, public_key_to_bytes(cast(ec.EllipticCurvePublicKey, load_ssh_public_key(public_key.encode()))))
+
+
+async def _own_replies_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Refuse to store what a site pushes as the coordinator's request, or as another site's reply: Flower does not look."""
+    body = getattr(request.state, "protobuf_request", None)
+    if isinstance(body, PushMessagesRequest):
+        said = [message.metadata for message in body.messages_list]
+        if not all(one.reply_to_message_id and one.src_node_id == body.node.node_id for one in said):
+            return JSONResponse({"detail": "a site may push its own replies only"}, status_code=403)
+    return await call_next(request)
 
 
 class Link:
@@ -102,6 +115,7 @@ class Link:
                 Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
                 Middleware(ProtobufTranslationMiddleware),
                 Middleware(NodeAuthMiddleware),
+                Middleware(BaseHTTPMiddleware, dispatch=_own_replies_only),
             ],
         )
         app.state.linkstate_factory = self._factory

@@ -54,11 +54,11 @@ PRELOADED = (
 """What a supervisor imports before it forks: then a party starts in milliseconds."""
 
 _IMPATIENCE: tuple[tuple[str, str, Any], ...] = (
-    ("xfed.client.agent", "POLL_QUICK_S", 0.02),
+    ("xfed.client.agent", "POLL_QUICK_S", 0.06),
     ("xfed.client.agent", "BACKOFF_S", (0.05, 0.5)),
     ("xfed.server.joining", "APPROVAL_POLL_S", 0.2),
-    ("xfed.server.exchange", "POLL_S", 0.02),
-    ("xfed.server.exchange", "PRESENCE_S", 0.1),
+    ("xfed.server.exchange", "POLL_S", 0.03),
+    ("xfed.server.exchange", "PRESENCE_S", 0.3),
     ("xfed.server.deployment", "FAREWELL_S", 0.2),
 )
 _LONGEST = 1 << 16

@@ -114,7 +114,7 @@ POINTS: tuple[Point, ...] = (
     _point("server.archive.after", "xfed.server.archive:build_archive", "after", "the archive is in its place"),
     _point("server.deliver.after", "xfed.server.archive:deliver_archive", "after", "every site has the archive"),
     # the coordinator: classifiers, report
-    _point("server.judge.after", "xfed.server.classifiers:_judge", "after", "a round is scored, not on disk", calls=3),
+    _point("server.judge.after", "xfed.server.classifiers:_judge", "after", "a round is scored, not on disk", calls=2),
     _point("server.classifier.after", "xfed.common.registry:save_classifier", "after", "one arm's model is written"),
     _point("server.quality.before", "xfed.server.quality:archive_quality", "before", "all models are written"),
     _point("server.quality.after", "xfed.server.quality:archive_quality", "after",
@@ -169,9 +169,9 @@ POINTS: tuple[Point, ...] = (
            "an answer is stored, old ones are not removed", path=r"/answers/", calls=6),
     _point("worker.answer.after", "xfed.client.answers:Answers.keep", "after", "an answer is stored", calls=6),
     _point("worker.classifier.before", "xfed.common.classifier:train_round", "before",
-           "a classifier is about to be trained", calls=3),
+           "a classifier is about to be trained", calls=2),
     _point("worker.classifier.after", "xfed.common.classifier:train_round", "after",
-           "a classifier is trained, nothing on disk", calls=3),
+           "a classifier is trained, nothing on disk", calls=2),
     _point("worker.score.after", f"{_SITE}._score", "after", "a classifier is scored, nothing on disk", calls=3),
     _point("worker.measure.after", f"{_SITE}._measure", "after", "the archive is measured, nothing on disk"),
     # the site's worker: the archive, secure sums

@@ -154,6 +154,7 @@ class Supervisor:
                 stdio = (os.open(os.devnull, os.O_RDONLY), log, log)
             become(party, command, theirs, faults, stdio=stdio, watch=self._watch)
         theirs.close()
+        ours.setblocking(False)  # recv_fds ignores its flags
         self._parties[party] = _Party(pid, ours, time.monotonic())
         return pid
 
@@ -201,7 +202,7 @@ class Supervisor:
 
     def _hear(self, party: str, line: socket.socket) -> bool:
         try:
-            data, fds, _, _ = socket.recv_fds(line, 1 << 16, 4, socket.MSG_DONTWAIT)
+            data, fds, _, _ = socket.recv_fds(line, 1 << 16, 4)
         except (BlockingIOError, ConnectionResetError):
             return False
         if not data:

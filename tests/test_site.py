@@ -69,7 +69,7 @@ def test_another_study_is_refused_before_the_store_is_read(tmp_path: Path) -> No
         (m.ScoreClassifier(study="S", arm="DS1", round=1, split="train", weights={}), "not a split"),
         (m.ShowExamples(study="S", count=3), "does not show"),
         (m.OfferArchive(study="S", root="r", digests="../../etc/passwd"), "digest"),
-        (m.KeepArchive(study="S", shard=0, digest="0" * 64, arrays={}), "not what"),
+        (m.KeepArchive(study="S", shard=0, digest="0" * 64, arrays={}), "not been offered"),
     ],
 )
 def test_requests_outside_the_study_are_refused_with_the_reason(
