@@ -245,7 +245,7 @@ def check_identity(home: SiteHome, address: str) -> Finding:
             finally:
                 link.close()
     except StorageError as error:
-        if True:
+        if not isinstance(error.__cause__, BlockingIOError):
             raise
         return _running(home)
     except IdentityError as error:

@@ -137,7 +137,9 @@ class FleetLink:
         try:
             node_id = self._call(lambda: self._client.ActivateNode(request)).node_id
         except _StillOnlineError:
-            before = int(self._memory.read_text()) if self._memory.is_file() else 0
+            before = self._remembered()
+            if before is None:
+                raise  # killed before it could write its number down: only patience ends the dead process's session
             self._call(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=before)))
             node_id = self._call(lambda: self._client.ActivateNode(request)).node_id
         write_text(self._memory, f"{node_id}\n")
@@ -146,6 +148,12 @@ class FleetLink:
         if self._pulse is None:
             self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._pulse.start()
+
+    def _remembered(self) -> int | None:
+        try:
+            return int(self._memory.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def _beat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S * 0.6):

@@ -202,6 +202,10 @@ def _from_journal(run: Run) -> dict[str, Any]:
                 events.append(
                     {"time": event["time"], "kind": event["phase"], "site": event["site"], "text": event["text"]}
                 )
+            case "joining" | "presence":
+                events.append(
+                    {"time": event["time"], "kind": event["kind"], "site": event["site"], "text": event["text"]}
+                )
             case "started" | "resumed":
                 events.append({"time": event["time"], "kind": event["kind"], "site": "", "text": event["text"]})
     return {"traffic": traffic, "timings": dict(timings), "events": events}

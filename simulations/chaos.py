@@ -167,12 +167,12 @@ def chaos(
 
     def tell(result: Result) -> None:
         if "unbroken" in result:
-            console.print(f"unbroken {result['unbroken']}: {result['seconds']:.1f} s", highlight=False)
+            console.print(f"unbroken {result['unbroken']}: {result['seconds']:.1f} s ({result['processor_s']:.1f} s of processor)", highlight=False)
             return
         verdict = "[green]passed[/green]" if not result["problems"] else "[red]FAILED[/red]"
         came = sum(fault["came"] for fault in result["faults"])
         restarts = sum(result["restarts"].values())
-        facts = f"{result['seconds']:.1f} s, {came} of {len(result['faults'])} faults, {restarts} restarts"
+        facts = f"{result['seconds']:.1f} s ({result['processor_s']:.1f} s), {came} of {len(result['faults'])} faults, {restarts} restarts"
         console.print(
             f"{next(done)}/{schedules} seed {result['seed']} ({result['kind']}): {verdict} {facts}", highlight=False
         )

@@ -57,7 +57,7 @@ def run_unbroken(out: Path, kind: Kind, port: int) -> dict[str, Any]:
     if outcome.problems or not outcome.finished:
         raise RuntimeError(f"the unbroken run failed: {outcome.problems} {outcome.notes}; see {root}")
     facts = dataclasses.asdict(facts_of(root, study, outcome))
-    result = {"unbroken": kind, "seconds": outcome.seconds, "facts": facts, "passed": outcome.passed}
+    result = {"unbroken": kind, "seconds": outcome.seconds, "processor_s": outcome.processor_s, "facts": facts, "passed": outcome.passed}
     _facts_path(out, kind).write_text(json.dumps(result), encoding="utf-8")
     return result
 
@@ -76,6 +76,7 @@ def run_schedule(schedule: Schedule, out: Path, port: int) -> dict[str, Any]:
         "seed": schedule.seed,
         "kind": schedule.kind,
         "seconds": outcome.seconds,
+        "processor_s": outcome.processor_s,
         "restarts": outcome.restarts,
         "faults": [
             {"kind": f.kind, "point": f.point, "words": f.words, "came": f.number in outcome.fired}

@@ -47,6 +47,7 @@ class Outcome:
 
     finished: bool = False
     seconds: float = 0.0
+    processor_s: float = 0.0
     restarts: dict[str, int] = field(default_factory=dict)
     fired: list[int] = field(default_factory=list)
     fired_s: dict[int, float] = field(default_factory=dict)
@@ -176,7 +177,7 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Run to the end of the study, the time limit or the last restart; afterwards nothing runs any more."""
-        started = time.monotonic()
+        started, used = time.monotonic(), os.times()
         try:
             for party in ("server", *self.sites):
                 self._start(party, self._command(party))
@@ -192,6 +193,8 @@ class Supervisor:
         finally:
             self.outcome.seconds = time.monotonic() - started
             self._end()
+            now = os.times()
+            self.outcome.processor_s = now.children_user + now.children_system - used.children_user - used.children_system
         return self.outcome
 
     def _listen(self, seconds: float) -> None:
