@@ -167,7 +167,10 @@ def chaos(
 
     def tell(result: Result) -> None:
         if "unbroken" in result:
-            console.print(f"unbroken {result['unbroken']}: {result['seconds']:.1f} s ({result['processor_s']:.1f} s of processor)", highlight=False)
+            console.print(
+                f"unbroken {result['unbroken']}: {result['seconds']:.1f} s ({result['processor_s']:.1f} s of processor)",
+                highlight=False,
+            )
             return
         verdict = "[green]passed[/green]" if not result["problems"] else "[red]FAILED[/red]"
         came = sum(fault["came"] for fault in result["faults"])

@@ -57,7 +57,13 @@ def run_unbroken(out: Path, kind: Kind, port: int) -> dict[str, Any]:
     if outcome.problems or not outcome.finished:
         raise RuntimeError(f"the unbroken run failed: {outcome.problems} {outcome.notes}; see {root}")
     facts = dataclasses.asdict(facts_of(root, study, outcome))
-    result = {"unbroken": kind, "seconds": outcome.seconds, "processor_s": outcome.processor_s, "facts": facts, "passed": outcome.passed}
+    result = {
+        "unbroken": kind,
+        "seconds": outcome.seconds,
+        "processor_s": outcome.processor_s,
+        "facts": facts,
+        "passed": outcome.passed,
+    }
     _facts_path(out, kind).write_text(json.dumps(result), encoding="utf-8")
     return result
 

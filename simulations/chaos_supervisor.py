@@ -194,7 +194,9 @@ class Supervisor:
             self.outcome.seconds = time.monotonic() - started
             self._end()
             now = os.times()
-            self.outcome.processor_s = now.children_user + now.children_system - used.children_user - used.children_system
+            self.outcome.processor_s = (
+                now.children_user + now.children_system - used.children_user - used.children_system
+            )
         return self.outcome
 
     def _listen(self, seconds: float) -> None:
