@@ -33,6 +33,7 @@ Report = Callable[[str, dict[str, Any]], None]
 
 POLL_QUICK_S = 0.1
 POLL_SLOW_S = 2.0
+HELD_S = 1.0
 QUICK_FOR_S = 20.0
 BACKOFF_S = (0.5, 30.0)
 WORKER_TRIES = 3
@@ -66,6 +67,7 @@ def run_agent(home: SiteHome, report: Report, stop: threading.Event, address: st
 def _serve(home: SiteHome, link: FleetLink, worker: Worker, report: Report, stop: threading.Event) -> None:
     quick_until = time.monotonic() + QUICK_FOR_S
     while not stop.is_set():
+        asked = time.monotonic()
         try:
             letter = link.receive()
         except StaleError as error:
@@ -77,7 +79,9 @@ def _serve(home: SiteHome, link: FleetLink, worker: Worker, report: Report, stop
             report("malformed", {"text": str(error)})
             continue
         if letter is None:
-            stop.wait(POLL_QUICK_S if time.monotonic() < quick_until else POLL_SLOW_S)
+            now = time.monotonic()
+            if now - asked < HELD_S:  # else the coordinator has waited already
+                stop.wait(POLL_QUICK_S if now < quick_until else POLL_SLOW_S)
             continue
         try:
             _answer(home, link, worker, letter, report)

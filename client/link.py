@@ -58,7 +58,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from xfed.common.codec import packed, unwrap
 from xfed.common.durable import write_text
-from xfed.common.errors import FederationError, IdentityError
+from xfed.common.errors import ConfigError, FederationError, IdentityError
 
 __all__ = ["FleetLink", "Letter", "LinkLostError", "StaleError"]
 
@@ -121,9 +121,12 @@ class FleetLink:
     def __init__(self, address: str, ca_pem: str, key: ec.EllipticCurvePrivateKey, memory: Path) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=ca_pem)
-        self._client = FleetHttpClient(
-            f"https://{address}", interceptors=[_Signature(key)], verify=context, timeout=CALL_TIMEOUT_S
-        )
+        try:
+            self._client = FleetHttpClient(
+                f"https://{address}", interceptors=[_Signature(key)], verify=context, timeout=CALL_TIMEOUT_S
+            )
+        except ValueError as error:
+            raise ConfigError(f"the proxy in HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
         self._public = public_key_to_bytes(key.public_key())
         self._memory = memory
         self._node: Any = None
@@ -136,11 +139,14 @@ class FleetLink:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
         try:
             node_id = self._call(lambda: self._client.ActivateNode(request)).node_id
-        except _StillOnlineError:
+        except _StillOnlineError as error:
             before = self._remembered()
             if before is None:
                 raise  # killed before it could write its number down: only patience ends the dead process's session
-            self._call(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=before)))
+            try:
+                self._call(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=before)))
+            except IdentityError:
+                raise error from None  # the file was damaged: this is not the site's number
             node_id = self._call(lambda: self._client.ActivateNode(request)).node_id
         write_text(self._memory, f"{node_id}\n")
         self._node = Node(node_id=node_id)

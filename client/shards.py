@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from xfed.common.config import Study
 from xfed.common.durable import write_json
-from xfed.common.errors import RefusedError
+from xfed.common.errors import CheckpointError, DataError, RefusedError
 from xfed.common.messages import Arrays, KeepArchive, OfferArchive
 from xfed.common.packing import digest_of
 from xfed.common.weights import load_arrays, save_arrays
@@ -43,9 +43,9 @@ class Shards:
         return [str(digest) for digest in json.loads(path.read_text())["shards"]]
 
     def offer(self, request: OfferArchive) -> list[int]:
-        """Note what is offered; returns the positions of the shards that are not here. Raises `RefusedError`."""
+        """Note what is offered; returns the positions of the shards that are not here whole. Raises `RefusedError`."""
         digests = request.digests.split(",")
-        missing = [position for position, digest in enumerate(digests) if not self._path(digest).is_file()]
+        missing = [position for position, digest in enumerate(digests) if not _is_whole(self._path(digest), digest)]
         write_json(self._folder / "offer.json", {"root": request.root, "shards": digests})
         return missing
 
@@ -73,6 +73,13 @@ def _is_shard(arrays: Arrays, side: int, classes: int) -> bool:
         and labels.dtype == np.int64
         and bool(not len(labels) or (labels.min() >= 0 and labels.max() < classes))
     )
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        return digest_of(load_arrays(path)[0]) == digest
+    except (DataError, CheckpointError):  # absent, or damaged since: it is fetched (again)
+        return False
 
 
 @lru_cache(maxsize=4)

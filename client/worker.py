@@ -12,6 +12,7 @@ state.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -127,14 +128,19 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between the frames
     from xfed.client.desk import Desk  # torch takes seconds: the lifeline is watched before
 
+    with contextlib.ExitStack() as held:
+        _lock(held, folder)
+        desk = Desk(folder)
+        while (who := read_frame(requests)) is not None and (asked := read_frame(requests)) is not None:
+            write_frame(answers, *desk.answer_packed(json.loads(who[0]), *asked))
+
+
+def _lock(held: contextlib.ExitStack, folder: Path) -> None:
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
-            with exclusive(folder):
-                desk = Desk(folder)
-                while (who := read_frame(requests)) is not None and (asked := read_frame(requests)) is not None:
-                    write_frame(answers, *desk.answer_packed(json.loads(who[0]), *asked))
-                return
+            held.enter_context(exclusive(folder))
+            return
         except StorageError:
             # the worker of a killed agent may need a moment to die
             if time.monotonic() > deadline:

@@ -33,7 +33,7 @@ from xfed.common.durable import exclusive, write_json
 from xfed.common.errors import ConfigError, FederationError, StorageError, XfedError
 from xfed.common.gan import build_generator
 from xfed.common.identity import parse_certificate, utc_now
-from xfed.common.journal import Listener
+from xfed.common.journal import Journal, Listener
 from xfed.common.plan import Plan, new_plan
 from xfed.common.registry import build_classifier
 from xfed.common.telemetry import silence
@@ -81,6 +81,8 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
     federation.check_server()
     with exclusive(federation.folder), exclusive(out):
         claim(plan.study, out)
+        if _finished(plan.study, out):
+            return out / "report.html"
         signature = federation.sign("plan", plan.values())
         write_json(out / "plan.json", {"plan": plan.text, "signature": signature, "digest": plan.digest})
         link = Link(federation.state_path)
@@ -106,6 +108,13 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
             finally:
                 grid.end(succeeded)
     return out / "report.html"
+
+
+def _finished(study: Study, out: Path) -> bool:
+    """Whether the study has ended here and its report is there: then no site is asked for anything again."""
+    ended = {"kind": "finished", "study": study.digest}
+    whole = all((out / name).is_file() for name in ("report.json", "report.html"))
+    return whole and any(ended.items() <= event.items() for event in Journal(out / "events.jsonl").read())
 
 
 def _online(link: Link) -> dict[str, bool]:

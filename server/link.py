@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
@@ -54,6 +54,7 @@ from starlette.responses import JSONResponse, Response
 
 from xfed.common.bundle import CONTENT, DIGEST, NAME, VERSION
 from xfed.common.errors import FederationError
+from xfed.server.patience import Patience
 
 __all__ = ["Link", "LinkGrid"]
 
@@ -64,6 +65,15 @@ ARRIVAL_POLL_S = 0.02
 def _pem(public_key: str) -> bytes:
     """Flower's form of an OpenSSH public key."""
     return cast(bytes, public_key_to_bytes(cast(ec.EllipticCurvePublicKey, load_ssh_public_key(public_key.encode()))))
+
+
+def _not_kept(*_: Any, **__: Any) -> None:
+    """In place of something that Flower would write down."""
+
+
+def _asking(request: Request) -> int | None:
+    body = getattr(request.state, "protobuf_request", None)
+    return int(body.node.node_id) if isinstance(body, PullMessagesRequest) else None
 
 
 async def _own_replies_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -83,6 +93,8 @@ class Link:
         objects = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
         self._factory = LinkStateFactory(str(database), NoOpFederationManager(), objects)
         self.state: Any = self._factory.state()
+        self.state.store_traffic = _not_kept  # a commit for each chunk, of figures that nobody reads
+        self._patience = Patience(_asking)
 
     def reconcile(self, members: Mapping[str, str]) -> None:
         """Make the registered nodes those of `members` (name to OpenSSH public key); all others are shut out at once."""
@@ -116,6 +128,7 @@ class Link:
                 Middleware(ProtobufTranslationMiddleware),
                 Middleware(NodeAuthMiddleware),
                 Middleware(BaseHTTPMiddleware, dispatch=_own_replies_only),
+                Middleware(BaseHTTPMiddleware, dispatch=self._patience.hold),
             ],
         )
         app.state.linkstate_factory = self._factory
@@ -135,14 +148,16 @@ class Link:
             raise FederationError(
                 "Flower's link state could not start a run. Is another xfed-server using this folder?"
             )
-        return LinkGrid(self.state, run_id, task, reply_limit)
+        self._patience.begin()
+        return LinkGrid(self.state, run_id, task, reply_limit, self._patience)
 
 
 class LinkGrid(Grid):
     """Flower's `Grid`, straight on the link state of this process. Node infos carry the names the sites were admitted under."""
 
-    def __init__(self, state: Any, run_id: int, task_id: int, reply_limit: int) -> None:
+    def __init__(self, state: Any, run_id: int, task_id: int, reply_limit: int, patience: Patience) -> None:
         self._state = state
+        self._patience = patience
         self._reply_limit = reply_limit
         self.run_id = run_id
         self._task_id = task_id
@@ -158,6 +173,7 @@ class LinkGrid(Grid):
     def end(self, succeeded: bool) -> None:
         """Close the run and drop its messages and payloads."""
         self._ended.set()
+        self._patience.end()
         self._pulse.join(timeout=HEARTBEAT_S)
         self._state.finish_task(self._task_id, SubStatus.COMPLETED if succeeded else SubStatus.FAILED, "")
         self._state.cleanup_run(self.run_id)
@@ -199,6 +215,7 @@ class LinkGrid(Grid):
                     objects = get_all_nested_objects(message)
                     for object_id in missing:
                         self._state.store_object(self.run_id, session, object_id, objects[object_id].deflate())
+                    self._patience.pushed(message.metadata.dst_node_id)
                 ids.append(message.metadata.message_id if stored else "")
         return ids
 

@@ -175,10 +175,10 @@ def chaos(
         verdict = "[green]passed[/green]" if not result["problems"] else "[red]FAILED[/red]"
         came = sum(fault["came"] for fault in result["faults"])
         restarts = sum(result["restarts"].values())
-        facts = f"{result['seconds']:.1f} s ({result['processor_s']:.1f} s), {came} of {len(result['faults'])} faults, {restarts} restarts"
-        console.print(
-            f"{next(done)}/{schedules} seed {result['seed']} ({result['kind']}): {verdict} {facts}", highlight=False
-        )
+        spent = f"{result['seconds']:.1f} s ({result['processor_s']:.1f} s of processor)"
+        facts = f"{spent}, {came} of {len(result['faults'])} faults, {restarts} restarts"
+        who = f"{next(done)}/{schedules} seed {result['seed']} ({result['kind']})"
+        console.print(f"{who}: {verdict} {facts}", highlight=False, soft_wrap=True)
         for problem in result["problems"]:
             console.print(f"    {problem}", highlight=False, markup=False)
 

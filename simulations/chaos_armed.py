@@ -14,6 +14,7 @@ Nothing of this is in the product. What is changed besides the points: how long 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime as dt
 import errno
 import importlib
@@ -39,7 +40,7 @@ from xfed.common.weights import digest_of
 from xfed.simulations.chaos_points import POINTS, Point
 from xfed.simulations.chaos_schedule import Fault, point_named
 
-__all__ = ["PRELOADED", "Channel", "become"]
+__all__ = ["PRELOADED", "Channel", "become", "die_with_parent"]
 
 PRELOADED = (
     "xfed.server.cli",
@@ -54,14 +55,13 @@ PRELOADED = (
 """What a supervisor imports before it forks: then a party starts in milliseconds."""
 
 _IMPATIENCE: tuple[tuple[str, str, Any], ...] = (
-    ("xfed.client.agent", "POLL_QUICK_S", 0.06),
     ("xfed.client.agent", "BACKOFF_S", (0.05, 0.5)),
+    ("xfed.client.link", "HEARTBEAT_S", 10.0),
     ("xfed.server.joining", "APPROVAL_POLL_S", 0.2),
-    ("xfed.server.exchange", "POLL_S", 0.03),
-    ("xfed.server.exchange", "PRESENCE_S", 0.3),
     ("xfed.server.deployment", "FAREWELL_S", 0.2),
 )
 _LONGEST = 1 << 16
+_SET_DEATH_SIGNAL = 1
 
 
 class Channel:
@@ -96,6 +96,7 @@ def become(
     """Turn this freshly forked process into `party`; never returns. `stdio`: its three descriptors. `watch`: count all points."""
     code = 1
     try:
+        die_with_parent()
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -124,6 +125,11 @@ def become(
         os._exit(code)
 
 
+def die_with_parent() -> None:
+    """Ask Linux for a SIGKILL when the process that forked this one ends: nothing is left behind by an interrupted run."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def _role(party: str) -> str:
     return "server" if party == "server" else "worker" if party.endswith("/worker") else "agent"
 
@@ -142,11 +148,7 @@ def _arm(channel: Channel, party: str, faults: Sequence[Fault], watch: bool) -> 
     for point, trap in armed:
         targets.setdefault(point.target, []).append((point, trap))
     for target, traps in targets.items():
-        _wrap(
-            target,
-            partial(_spring, traps, ("before", "torn")),
-            lambda _, args, traps=traps: _spring(traps, ("after",), args),
-        )  # type: ignore[misc]
+        _wrap(target, partial(_spring, traps, ("before", "torn")), partial(_spring_after, traps))
     if any(fault.kind == "clock" for fault in faults):
         clock.install()
 
@@ -161,6 +163,10 @@ def _spring(traps: Sequence[tuple[Point, Callable[..., None]]], when: Sequence[s
     for point, trap in traps:
         if point.when in when and _fits(point, args):
             trap(args) if isinstance(trap, _Trap) else trap()
+
+
+def _spring_after(traps: Sequence[tuple[Point, Callable[..., None]]], _: Any, args: tuple[Any, ...]) -> None:
+    _spring(traps, ("after",), args)
 
 
 def _fits(point: Point, args: tuple[Any, ...]) -> bool:

@@ -21,7 +21,7 @@ from xfed.simulations.chaos_schedule import Fault
 
 __all__ = ["Disk", "damage", "mounts_allowed"]
 
-SIZE_MIB = 24
+SIZE_MIB = 96
 _BALLAST = ".ballast"
 
 

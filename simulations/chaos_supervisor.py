@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from xfed.common.config import Study
-from xfed.simulations.chaos_armed import become
+from xfed.simulations.chaos_armed import become, die_with_parent
 from xfed.simulations.chaos_damage import Disk, damage
 from xfed.simulations.chaos_network import run_relay
 from xfed.simulations.chaos_schedule import Fault, Schedule
@@ -116,6 +116,7 @@ class Supervisor:
         pid = self._fork()
         if pid == 0:
             ours.close()
+            die_with_parent()
             with contextlib.suppress(BaseException):
                 run_relay(self._listeners, (ADDRESS, self._port), theirs)
             os._exit(0)

@@ -7,7 +7,8 @@
     <site>/audit.jsonl --> chain whole? one request, one answer, however often it was asked for?
 
 Formal guarantees, if there is no complaint
-    Every file in models/ has the same bytes, and the archive's root and the report's figures are the same.
+    Every file in models/ has the same weights, bit for bit, and the same facts. The archive's root and the report's
+    figures are the same.
     Every answer that a site had stored in the unbroken run was stored in the broken one, to the same request, with the same
     arrays. None was computed again after it was stored, unless the schedule damaged the site's stored answers.
     No two answers to one request with different arrays left a site.
@@ -26,6 +27,8 @@ from typing import Any
 
 from xfed.client.audit import read_audit, verify_audit
 from xfed.common.config import Study
+from xfed.common.errors import CheckpointError
+from xfed.common.weights import digest_of, load_arrays
 from xfed.server.archive import verify_archive
 from xfed.simulations.chaos_schedule import SHIFTS_BEYOND_S, Schedule
 from xfed.simulations.chaos_supervisor import Outcome
@@ -45,15 +48,22 @@ class Facts:
 def facts_of(root: Path, study: Study, outcome: Outcome) -> Facts:
     """Read a finished run."""
     out = root / "federation" / "runs" / study.name
-    models = {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((out / "models").glob("*.safetensors"))
-    }
+    models = {path.name: _model_digest(path) for path in sorted((out / "models").glob("*.safetensors"))}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return Facts(
         models=models,
         report={name: report[name] for name in ("arms", "gan", "archive", "totals", "digests")},
         answers={site: {digest: answer for digest, answer, _ in kept} for site, kept in sorted(outcome.kept.items())},
     )
+
+
+def _model_digest(path: Path) -> str:
+    """Of weights and facts; not of the file's bytes, for safetensors writes the facts in any order."""
+    try:
+        arrays, facts = load_arrays(path)
+    except CheckpointError as error:
+        return f"damaged: {error}"
+    return hashlib.sha256((digest_of(arrays) + json.dumps(facts, sort_keys=True)).encode()).hexdigest()
 
 
 def compare(expected: Facts, found: Facts) -> list[str]:

@@ -2,7 +2,7 @@
 
 ::
 
-    namespace A: tap device <--frames--> this process (per direction: loss, queue, rate, delay) <--frames--> tap device :namespace B
+    namespace A: tap <--frames--> this process (per direction: loss, queue, rate, delay) <--frames--> tap :namespace B
 
 Run as ``python bad_link.py A DEV B DEV LOSS DELAY_S BITS_PER_S SEED``; it says "ready" when both devices are there, and what it
 counted, as JSON, when it gets SIGTERM. Its devices vanish with it. Linux and root only.

@@ -6,6 +6,7 @@ import json
 import re
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _weights(folder: Path) -> dict[str, str]:
 
 
 def _root(folder: Path) -> str:
-    return str(json.loads((folder / "archive" / "manifest.json").read_text())["root"])
+    return str(json.loads((folder / "archive" / "manifest.json").read_text())["root_sha256"])
 
 
 def _simulated(study: Study, out: Path) -> Path:
@@ -104,7 +105,8 @@ def test_the_report_shows_sums_only(secure: Case) -> None:
     deployed, _ = secure
     report = json.loads((deployed.out / "report.json").read_text())
     assert report["secure_aggregation"] is True
-    assert "counts" not in json.dumps(report["sites"])
+    assert report["sites"] == {site: {"patients": None, "counts": None} for site in deployed.sites}
+    assert all(not arm.get("sites") for arm in report["arms"].values())
     assert (deployed.out / "report.html").is_file()
     kinds = [event["kind"] for event in Journal(deployed.out / "events.jsonl").read()]
     assert kinds[0] == "started"
@@ -144,17 +146,20 @@ def test_every_site_kept_an_audit_that_verifies(secure: Case) -> None:
         assert not sent & {"GanUpdate", "ClassifierUpdate", "Scores"}  # alone, they never left
 
 
-def test_no_private_key_and_no_image_is_anywhere_else(secure: Case) -> None:
+def test_no_private_key_is_anywhere_else(secure: Case) -> None:
     deployed, _ = secure
-    secrets = {deployed.federation / "ca.key": "coordinator", deployed.federation / "server.key": "coordinator"}
-    secrets |= {deployed.site(site) / "key": site for site in deployed.sites}
-    for path, _ in secrets.items():
-        assert path.stat().st_mode & 0o077 == 0, path
-        lines = path.read_text().split("\n")
-        middle = max(lines, key=len).encode()
-        for other in deployed.root.rglob("*"):
-            if other.is_file() and other != path and other.stat().st_size < 5_000_000:
-                assert middle not in other.read_bytes(), f"{path} is in {other}"
+    keys = [deployed.federation / "ca.key", deployed.federation / "server.key"]
+    keys += [deployed.site(site) / "key" for site in deployed.sites]
+    seen = Counter(line for key in keys for line in key.read_bytes().split(b"\n"))
+    own = {key: [line for line in key.read_bytes().split(b"\n") if len(line) > 40 and seen[line] == 1] for key in keys}
+    others = {
+        path: path.read_bytes() for path in deployed.root.rglob("*") if path.is_file() and path.stat().st_size < 5e6
+    }
+    for key, lines in own.items():
+        assert key.stat().st_mode & 0o077 == 0, key
+        assert len(lines) >= 2  # what keys of a kind have in common is left out
+        for path, content in others.items():
+            assert path == key or not any(line in content for line in lines), f"{key} is in {path}"
     for site in deployed.sites:
         assert deployed.site(site).stat().st_mode & 0o077 == 0
     logs = "".join((deployed.root / f"{party}.log").read_text() for party in ("server", *deployed.sites))
@@ -164,6 +169,8 @@ def test_no_private_key_and_no_image_is_anywhere_else(secure: Case) -> None:
 
 def test_a_finished_study_is_finished(secure: Case) -> None:
     deployed, _ = secure
+    for party in list(deployed.processes):  # no site is needed for it
+        deployed.kill(party)
     before = _weights(deployed.out)
     started = time.monotonic()
     done = deployed.run(
@@ -177,7 +184,7 @@ def test_a_finished_study_is_finished(secure: Case) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 30
     assert _weights(deployed.out) == before
 
 

@@ -5,10 +5,10 @@
     coordinator 10.x.y.1 --veth--+
     site-01     10.x.y.11 -tap---+-- bridge in a namespace of its own: nothing of the machine's network is touched
     site-02     10.x.y.12 -tap---+
-    each site's link: tests/bad_link.py, 2 % loss, 100 ms, 20 Mbit/s in each direction (so 200 ms there and back)
+    each site's link: tests/bad_link.py, 2 % loss and 20 Mbit/s in each direction, 100 ms of delay
 
-With the namespaces all of it is gone. Linux, root, iproute2 and /dev/net/tun are needed; else a skip that says which. The kernel's
-own netem is not used: many kernels are built without it, and here the losses come from a seed.
+With the namespaces all of it is gone. Linux, root, iproute2 and /dev/net/tun are needed; else a skip that says which. The
+kernel's own netem is not used: many kernels are built without it, and here the losses come from a seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from xfed.common.weights import digest_of, load_arrays
 from xfed.simulations.deployed import Deployed
 from xfed.simulations.run import run_study
 
-LOSS, DELAY_S, BITS_PER_S = 0.02, 0.1, 20e6
+LOSS, BITS_PER_S = 0.02, 20e6
 BAD_LINK = Path(__file__).with_name("bad_link.py")
 LIMITS = {"join_limit_s": 180, "time_limit_s": 180}
 SMALL = {
@@ -57,6 +57,7 @@ class Network:
 
     tag: str
     subnet: str
+    delay_s: float
     parties: Sequence[str]
     cables: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -92,7 +93,7 @@ class Network:
                 _ip("-n", space, "link", "set", device, "up")
 
     def _cable(self, space: str, port: str) -> None:
-        ends = (space, "eth0", self.switch, port, str(LOSS), str(DELAY_S), str(BITS_PER_S), str(len(self.cables)))
+        ends = (space, "eth0", self.switch, port, str(LOSS), str(self.delay_s), str(BITS_PER_S), str(len(self.cables)))
         cable = subprocess.Popen(
             [sys.executable, str(BAD_LINK), *ends], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -135,7 +136,7 @@ class Network:
 
 
 @contextlib.contextmanager
-def _network(study: Study) -> Iterator[Network]:
+def _network(study: Study, delay_s: float) -> Iterator[Network]:
     """The network, or a skip with the reason why this machine does not allow it."""
     if not sys.platform.startswith("linux"):
         pytest.skip("network namespaces are Linux's")
@@ -144,7 +145,7 @@ def _network(study: Study) -> Iterator[Network]:
     if shutil.which("ip") is None:
         pytest.skip("ip not found: install iproute2")
     tag, number = secrets.token_hex(3), secrets.randbelow(200)
-    network = Network(tag, f"10.{30 + number}.{secrets.randbelow(250)}", ("server", *study.site_names()))
+    network = Network(tag, f"10.{30 + number}.{secrets.randbelow(250)}", delay_s, ("server", *study.site_names()))
     try:
         try:
             network.build()
@@ -158,11 +159,11 @@ def _network(study: Study) -> Iterator[Network]:
 
 
 @contextlib.contextmanager
-def _deployed(study: Study, root: Path) -> Iterator[tuple[Deployed, Network]]:
-    with _network(study) as network, Deployed(study, root, host=network.address("server")) as deployed:
+def _deployed(study: Study, root: Path, delay_s: float) -> Iterator[tuple[Deployed, Network]]:
+    with _network(study, delay_s) as network, Deployed(study, root, host=network.address("server")) as deployed:
         deployed.prefix |= {party: network.inside(party) for party in network.parties}
         for site in deployed.sites:
-            assert network.round_trip_s(site) > 2 * DELAY_S, "the link is not as slow as it was made"
+            assert network.round_trip_s(site) > 2 * delay_s, "the link is not as slow as it was made"
         deployed.found()
         deployed.start_all()
         deployed.approve_when_received(120)
@@ -196,16 +197,18 @@ def _when(deployed: Deployed, kind: str, time_limit_s: float) -> None:
 
 
 def test_two_sites_over_bad_links(tmp_path: Path) -> None:
+    """100 ms there and back."""
     study = tiny(name="links", **SMALL)
-    with _deployed(study, tmp_path / "deployed") as (deployed, _):
+    with _deployed(study, tmp_path / "deployed", 0.05) as (deployed, _):
         assert deployed.wait(200) == 0, deployed.tail("server")
         _same_as_simulated(deployed, tmp_path / "sim")
 
 
 @pytest.mark.slow
 def test_three_sites_over_bad_links_one_of_which_is_cut(tmp_path: Path) -> None:
+    """100 ms each way, secure aggregation, and 20 s in which one site cannot be reached."""
     study = tiny(name="cut", **{**SMALL, "sites": {"count": 3}})
-    with _deployed(study, tmp_path / "deployed") as (deployed, network):
+    with _deployed(study, tmp_path / "deployed", 0.1) as (deployed, network):
         _when(deployed, "phase", 120)
         network.cut("site-02")
         time.sleep(20)
@@ -216,7 +219,7 @@ def test_three_sites_over_bad_links_one_of_which_is_cut(tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_network_is_left(tmp_path: Path) -> None:
-    with _network(tiny()) as network:
+    with _network(tiny(), 0.0) as network:
         assert network.switch in _ip("netns", "list").stdout
         network.cut("site-01")
     assert network.tag not in _ip("netns", "list").stdout

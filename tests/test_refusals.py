@@ -1,4 +1,4 @@
-"""What a hostile network may try, a test each: it is refused, it is told why where that helps an honest site, and nothing happens."""
+"""What a hostile network may try, a test each: it is refused, told why where that helps an honest site, and nothing happens."""
 
 from __future__ import annotations
 
@@ -48,11 +48,18 @@ from xfed.common.errors import IdentityError
 from xfed.common.messages import Describe, PlanStatus, ProposePlan, Refusal
 from xfed.common.packing import pack, unpack_reply
 from xfed.common.plan import new_plan
+from xfed.server import patience
 from xfed.server.federation import Federation, found_federation
 from xfed.server.gate import AHEAD_S, BEHIND_S, BODY_LIMIT, PATHS
 from xfed.simulations.deployed import command
 
 TTL_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question for messages is answered at once: there seldom are any here."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,15 @@
 
 ::
 
-    Deployed: xfed-server start, xfed-client start per site (agent + warm worker), plan approved, phases 1 and 2 as small as allowed
+    Deployed: xfed-server start, xfed-client start per site (agent + warm worker), plan approved, phases 1 and 2 minimal
     phase 3, one arm, GoogLeNet as wide as the wanted megabytes:
       round = weights out, one step, weights in, mean --> weights out again, validation scores in --> checkpoint
       events.jsonl: time of each round's end ----------------+
       sites' stored answers: seconds of each training step --+--> Round(round_s, training_s) --> table, JSON
 
 The time outside training is the whole round less the longest training of a site in it: polling, TLS, hashing, packing, pipes,
-policy and audit, stored answers, folding, secure sums, the checkpoint, and **also the scoring of the validation images**, which no
-site reports apart. So the figure is an upper bound. A round sends the weights to each site twice and gets them back once.
+policy and audit, stored answers, folding, secure sums, the checkpoint, and also the scoring of the validation images, which
+no site reports apart. So the figure is an upper bound. A round sends the weights to each site twice and gets them back once.
 The first round is left out: the worker opens its store and torch warms up in it.
 
 Run ``python -m xfed.simulations.benchmarks.overhead``.
@@ -46,7 +46,7 @@ from xfed.simulations.deployed import Deployed
 
 __all__ = ["LIMITS_S", "WIDTHS", "Overhead", "Round", "measure", "rounds_of", "study_of"]
 
-WIDTHS: Mapping[int, int] = {1: 14, 100: 132}
+WIDTHS: Mapping[int, int] = {1: 14, 100: 131}
 """Megabytes wanted to the narrowest GoogLeNet of three classes that has them."""
 LIMITS_S: Mapping[int, float] = {1: 3.0, 100: 15.0}
 """Megabytes to the most seconds outside training that a round of two sites may take."""
@@ -208,15 +208,15 @@ def overhead(
         "limit",
     ):
         table.add_column(heading, justify="right")
-    for wanted, one in found:
+    for wanted, each in found:
         table.add_row(
-            f"{one.model_mb:.1f}",
-            str(one.sites),
-            "secure" if one.secure else "open",
-            str(len(one.rounds)),
-            _spread([each.round_s for each in one.rounds]),
-            _spread([each.training_s for each in one.rounds]),
-            _spread([each.outside_s for each in one.rounds]),
+            f"{each.model_mb:.1f}",
+            str(each.sites),
+            "secure" if each.secure else "open",
+            str(len(each.rounds)),
+            _spread([one.round_s for one in each.rounds]),
+            _spread([one.training_s for one in each.rounds]),
+            _spread([one.outside_s for one in each.rounds]),
             f"{LIMITS_S[wanted]:g}",
         )
     console = Console(width=130)
