@@ -228,6 +228,10 @@ class FleetLink:
         except httpx.HTTPStatusError as error:
             raise _translated(error) from error
         except httpx.ConnectError as error:
+            if "certificate is not yet valid" in str(error):
+                raise LinkLostError(
+                    f"the server's certificate is not yet valid: is this machine's clock right? ({error})"
+                ) from error
             if "CERTIFICATE_VERIFY_FAILED" in str(error) or "certificate verify failed" in str(error):
                 raise IdentityError(
                     f"the server's certificate is not this federation's ({error}). Someone else answers at this address, or the "

@@ -15,6 +15,7 @@ the last whole round: a new Flower run, the same plan, and sites that send again
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -34,7 +35,7 @@ from xfed.common.errors import ConfigError, FederationError, StorageError, XfedE
 from xfed.common.gan import build_generator
 from xfed.common.identity import parse_certificate, utc_now
 from xfed.common.journal import Journal, Listener
-from xfed.common.plan import Plan, new_plan
+from xfed.common.plan import Plan, new_plan, parse_plan
 from xfed.common.registry import build_classifier
 from xfed.common.telemetry import silence
 from xfed.server.app import make_server_app
@@ -54,18 +55,33 @@ STATISTICS_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A coordinator's run. `listen` and `control` are (host, port); port 0 takes any free one."""
+    """A coordinator's run. `listen` and `control` are (host, port); port 0 takes any free one.
+
+    `join_limit_s`: seconds for the sites to come and for people to approve, instead of the study's `federation.join_limit_s`.
+    """
 
     federation: Federation
     plan: Plan
     out: Path
     listen: tuple[str, int]
     control: tuple[str, int]
+    join_limit_s: float | None = None
 
 
-def plan_for(federation: Federation, study: Study) -> Plan:
-    """The plan of `study` for the federation's active members. Raises `ConfigError` when they are not as many as it says."""
+def plan_for(federation: Federation, study: Study, out: Path) -> Plan:
+    """The plan of `study` for the federation's active members. Raises `ConfigError` when they are not as many as it says.
+
+    A study that was begun in `out` keeps its members, so that it can go on (the quorum decides) after one was revoked.
+    """
     members = {name: member.public_key for name, member in federation.active_members().items()}
+    if (out / "plan.json").is_file():
+        begun = parse_plan(
+            str(json.loads((out / "plan.json").read_text(encoding="utf-8"))["plan"]), str(out / "plan.json")
+        )
+        kept = {name: members.get(name, key) for name, key in begun.members.items()}
+        again = new_plan(study, federation=federation.name, members=kept, bundle=DIGEST)
+        if again.study.digest == begun.study.digest:
+            return again
     if len(members) != study.sites.count:
         raise ConfigError(
             f"study {study.name} is for {study.sites.count} sites (sites.count), federation {federation.name} has {len(members)} "
@@ -86,7 +102,8 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
         signature = federation.sign("plan", plan.values())
         write_json(out / "plan.json", {"plan": plan.text, "signature": signature, "digest": plan.digest})
         link = Link(federation.state_path)
-        fingerprints = {name: federation.members()[name].fingerprint for name in plan.members}
+        known = federation.members()
+        fingerprints = {name: known[name].fingerprint for name in plan.members}
         board = Board(plan.study.name, plan.study.digest, plan.digest, fingerprints, lambda: _online(link))
 
         def hear(event: dict[str, Any]) -> None:
@@ -101,7 +118,7 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
         succeeded = False
         with _serving(deployment, gate, board), _following(members):
             try:
-                app = make_server_app(plan.study, out, hear, Proposal(plan.text, signature))
+                app = make_server_app(plan.study, out, hear, Proposal(plan.text, signature, deployment.join_limit_s))
                 app(grid, Context(grid.run_id, 0, UserConfig(), RecordDict(), UserConfig()))
                 succeeded = True
                 time.sleep(FAREWELL_S)  # a site may be in the middle of saying that it is done
@@ -199,7 +216,7 @@ class _Members:
 
     def __init__(self, federation: Federation, link: Link, hear: Listener) -> None:
         self._federation, self._link, self._hear = federation, link, hear
-        self.keys: frozenset[bytes] = frozenset()
+        self.keys: frozenset[bytes] | None = None
         self._wrong = ""
         self.look()
 
@@ -212,7 +229,7 @@ class _Members:
                 self._link.reconcile({name: member.public_key for name, member in members.items()})
             self.keys, self._wrong = keys, ""
         except XfedError as error:
-            self.keys = frozenset()
+            self.keys = None
             if str(error) != self._wrong:
                 self._wrong = str(error)
                 self._hear({"kind": "presence", "site": "members", "text": f"nobody is admitted: {error}"})

@@ -54,12 +54,12 @@ _KEY, _SIGNATURE, _TIME = b"flwr-public-key", b"flwr-signature", b"flwr-timestam
 
 
 class Gate:
-    """An ASGI app before `inner`. `members` gives the PEM public keys that may speak now."""
+    """An ASGI app before `inner`. `members` gives the PEM public keys that may speak now, None while nobody knows them."""
 
     def __init__(
         self,
         inner: App,
-        members: Callable[[], frozenset[bytes]],
+        members: Callable[[], frozenset[bytes] | None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._inner = inner
@@ -82,6 +82,11 @@ class Gate:
             await self._refuse(send, 404, "path", {"detail": "Not Found"})
         elif not headers.get(b"content-length", b"").isdigit() or int(headers[b"content-length"]) > BODY_LIMIT:
             await self._refuse(send, 413, "size", {"detail": f"a request has a length, of at most {BODY_LIMIT} bytes"})
+        elif self._members() is None:
+            # not 401: an honest site would take that for its revocation, and give up
+            await self._refuse(
+                send, 503, "members", {"detail": "the coordinator cannot read its list of members just now"}
+            )
         elif (problem := self._doubled(scope) or self._problem(headers)) is not None:
             body = {"detail": problem, "server_time": self._clock().isoformat()}
             await self._refuse(send, 401, problem.split(":")[0], body)
@@ -102,7 +107,7 @@ class Gate:
             age = (self._clock() - signed).total_seconds()
         except (KeyError, ValueError, TypeError, binascii.Error):
             return "credential: a signed timestamp of a registered site is missing"
-        if key not in self._members():
+        if key not in (self._members() or ()):
             return "member: this key belongs to no member of the federation, or was revoked"
         if not -AHEAD_S < age < BEHIND_S:
             return f"clock: the site's clock differs by {-age:.0f} s; set it with NTP"

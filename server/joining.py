@@ -33,10 +33,14 @@ APPROVAL_POLL_S = 2.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """A plan as the sites are shown it: its text and the federation's signature."""
+    """A plan as the sites are shown it: its text and the federation's signature.
+
+    `join_limit_s`: how long people may take to approve it, where that is not the study's `federation.join_limit_s`.
+    """
 
     text: str
     signature: str
+    join_limit_s: float | None = None
 
 
 @dataclass
@@ -57,7 +61,9 @@ def join(
 ) -> tuple[Exchange, dict[str, Description]]:
     """Wait for the study's sites, and name them. Raises `FederationError` when too few come within `federation.join_limit_s`."""
     federation, expected = study.federation, study.sites.count
-    deadline = time.monotonic() + federation.join_limit_s
+    own_limit = proposal.join_limit_s if proposal is not None else None
+    limit = federation.join_limit_s if own_limit is None else own_limit
+    deadline = time.monotonic() + limit
     guests: dict[int, _Guest] = {}
     while True:
         for node, presence in presences(grid).items():
@@ -69,7 +75,7 @@ def join(
             break
         if time.monotonic() >= deadline:
             if len(ready) < max(1, math.ceil(federation.quorum * expected)):
-                raise FederationError(_missing(guests, len(ready), expected, federation.join_limit_s))
+                raise FederationError(_missing(guests, len(ready), expected, limit))
             journal.write("joined", text=f"going on with {len(ready)} of {expected} sites: {', '.join(sorted(ready))}")
             break
         time.sleep(POLL_S)

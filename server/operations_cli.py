@@ -41,7 +41,8 @@ def plan(
     from xfed.server.deployment import plan_for
 
     federation = load_federation(folder)
-    made = plan_for(federation, load_study(study, setting or []))
+    read = load_study(study, setting or [])
+    made = plan_for(federation, read, folder / "runs" / read.name)
     if as_json:
         values = {"plan_digest": made.digest, "study_digest": made.study.digest, "plan": made.values()}
         print(json.dumps({**values, "asked_of_sites": asked_of_sites(made)}, indent=2, ensure_ascii=False))
@@ -71,6 +72,10 @@ def start(
     control: Annotated[
         str, typer.Option(help="HOST:PORT of /status and /metrics, on this machine only.")
     ] = "127.0.0.1:0",
+    join_limit: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds for sites to come and people to approve; default: federation.join_limit_s."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print report.json at the end, nothing else on stdout.")
     ] = False,
@@ -81,7 +86,9 @@ def start(
     from xfed.server.report import terminal_table
 
     federation = load_federation(folder)
-    made = plan_for(federation, load_study(study, setting or []))
+    read = load_study(study, setting or [])
+    place = out or folder / "runs" / read.name
+    made = plan_for(federation, read, place)
     console = Console(stderr=as_json)
     for warning in federation.warnings():
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
@@ -91,9 +98,10 @@ def start(
     deployment = Deployment(
         federation=federation,
         plan=made,
-        out=out or folder / "runs" / made.study.name,
+        out=place,
         listen=_address(listen or f"0.0.0.0:{federation.address.rpartition(':')[2]}", "--listen"),
         control=("127.0.0.1" if host == "localhost" else host, port),
+        join_limit_s=join_limit,
     )
     console.print(
         f"[bold]{escape(made.study.name)}[/bold]: federation {escape(federation.name)}, {len(made.members)} sites, plan "

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xfed.common.console import run_app
-from xfed.common.durable import remove_tree, write_json
+from xfed.common.durable import append_line, remove_tree, write_json
 from xfed.common.errors import ConfigError, FederationError
 from xfed.simulations.chaos_job import template_of
 from xfed.simulations.chaos_points import KINDS, POINTS
@@ -85,6 +85,8 @@ class _Job:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait(60)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def run_chaos(
@@ -172,6 +174,7 @@ def chaos(
                 highlight=False,
             )
             return
+        append_line(out / "results.jsonl", json.dumps(result))  # a run that is interrupted has its results too
         verdict = "[green]passed[/green]" if not result["problems"] else "[red]FAILED[/red]"
         came = sum(fault["came"] for fault in result["faults"])
         restarts = sum(result["restarts"].values())

@@ -88,7 +88,7 @@ def coordinator(folder: Path, study: Study | None = None, bundle: str = DIGEST) 
     port = free_port()
     federation = found_federation(folder / "federation", name="tests", address=f"127.0.0.1:{port}")
     homes = {name: enrol(folder / name, name, federation) for name in study.site_names()}
-    plan = plan_for(federation, study)
+    plan = plan_for(federation, study, folder)
     with quiet_flower():
         link = Link(federation.state_path)
     members = _Members(federation, link, lambda event: None)

@@ -137,7 +137,7 @@ def chaos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SAMPLE = (1, 2, 4, 6)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(590)
 def test_a_sample_of_schedules_ends_as_the_unbroken_run(chaos_folder: Path) -> None:
     kinds = {fault.kind for seed in SAMPLE for fault in make_schedule(seed).faults}
     assert kinds == set(FAULTS)

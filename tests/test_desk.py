@@ -1,4 +1,4 @@
-"""The desk: nothing is done before plan, bounds and policy allow it, nothing leaves that they forbid, all of it is written down."""
+"""The desk: nothing is done before plan, bounds and policy allow it, nothing leaves that they forbid, all is written down."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_an_approval_names_one_digest(ward: Ward) -> None:
 def test_the_policy_decides_before_approval_and_at_every_request(ward: Ward) -> None:
     ward.propose()
     ward.policy("max_generator_rounds: 2\n")
-    with pytest.raises(RefusedError, match="policy.yaml of this site forbids"):
+    with pytest.raises(RefusedError, match="of this site forbids the plan"):
         ward.approve()
     ward.policy("")
     ward.approve()

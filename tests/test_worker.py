@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -53,10 +54,23 @@ def test_it_stays_warm_and_is_replaced_when_it_was_killed(worker: Worker) -> Non
         assert "never proposed" in reply.reason
     assert len(pids) == 1
     os.kill(pids[0], signal.SIGKILL)
-    with pytest.raises(WorkerLostError, match="the worker died"):
-        while True:  # the kill is seen at the next question or the one after
-            worker._process.poll() is None and worker.ask({}, *question)
-            raise WorkerLostError("the worker died (seen before the question)")
+    os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)
+    assert isinstance(unpack_reply(*worker.ask({}, *question)), Refusal)
+    assert len(pids) == 2
+
+
+def test_a_worker_killed_over_a_question_is_said_to_be_lost(worker: Worker) -> None:
+    """It is stopped in its tracks, so that the question is certainly not answered when the kill comes."""
+    pids: list[int] = []
+    worker._on_start = pids.append
+    question = pack(Describe(study="0" * 64))
+    worker.ask({}, *question)
+    os.kill(pids[0], signal.SIGSTOP)
+    killer = threading.Timer(0.5, os.kill, (pids[0], signal.SIGKILL))
+    killer.start()
+    with pytest.raises(WorkerLostError, match=r"exit code -9|the worker died"):
+        worker.ask({}, *question)
+    killer.join()
     assert isinstance(unpack_reply(*worker.ask({}, *question)), Refusal)
     assert len(pids) == 2
 
