@@ -21,14 +21,14 @@ import numpy as np
 from xfed.common.config import Study, parse_study
 from xfed.simulations.chaos_points import KINDS, POINTS, Kind, Point, Role, points_of
 
-__all__ = ["FAULTS", "SHIFTS_BEYOND_S", "Fault", "FaultKind", "Schedule", "chaos_study", "make_schedule"]
+__all__ = ["FAULTS", "Fault", "FaultKind", "Schedule", "chaos_study", "make_schedule", "point_named"]
 
 FaultKind = Literal["kill", "damage", "disk", "network", "clock"]
 FAULTS: tuple[FaultKind, ...] = ("kill", "damage", "disk", "network", "clock")
 _IN_TURN: tuple[FaultKind, ...] = ("damage", "disk", "network", "clock")
 
-SHIFTS_WITHIN_S = (3.0, -120.0, -280.0)
-SHIFTS_BEYOND_S = (30.0, 86400.0, -600.0, -86400.0)
+_SMALL_SHIFTS_S = (3.0, -120.0, -280.0)
+_LARGE_SHIFTS_S = (30.0, 86400.0, -600.0, -86400.0)
 CUTS = ("cut", "stall", "reset", "slow")
 HOW = ("truncate", "garble", "empty")
 MOST_KILLS = 2
@@ -146,7 +146,7 @@ def _other(number: int, kind: FaultKind, study: Kind, sites: tuple[str, ...], rn
         elif kind == "network":
             detail = {"what": str(rng.choice(CUTS)), "seconds": seconds}
         else:
-            shifts = SHIFTS_BEYOND_S if rng.random() < 0.7 else SHIFTS_WITHIN_S
+            shifts = _LARGE_SHIFTS_S if rng.random() < 0.7 else _SMALL_SHIFTS_S
             detail = {"shift_s": float(rng.choice(shifts)), "seconds": seconds}
     point = at[int(rng.integers(len(at)))]
     party, call = _party(point.role, sites, rng), _call(point, rng)

@@ -203,7 +203,7 @@ class Supervisor:
     def _listen(self, seconds: float) -> None:
         lines = {party.line: name for name, party in self._parties.items()}
         for line in select.select(list(lines), [], [], seconds)[0]:
-            while self._hear(lines[line], line):
+            while line.fileno() >= 0 and self._hear(lines[line], line):  # closed when its worker was replaced meanwhile
                 pass
 
     def _hear(self, party: str, line: socket.socket) -> bool:

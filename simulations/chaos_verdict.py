@@ -30,7 +30,8 @@ from xfed.common.config import Study
 from xfed.common.errors import CheckpointError
 from xfed.common.weights import digest_of, load_arrays
 from xfed.server.archive import verify_archive
-from xfed.simulations.chaos_schedule import SHIFTS_BEYOND_S, Schedule
+from xfed.server.gate import AHEAD_S, BEHIND_S
+from xfed.simulations.chaos_schedule import Fault, Schedule
 from xfed.simulations.chaos_supervisor import Outcome
 
 __all__ = ["Facts", "compare", "facts_of", "judge"]
@@ -135,22 +136,27 @@ def _again(site: str, schedule: Schedule, outcome: Outcome) -> list[str]:
     return problems
 
 
+def _must_be_told(fault: Fault) -> bool:
+    """Whether a wrong clock puts signatures outside the window of +5/-305 s.
+
+    A site whose clock jumps back goes on from the last time that it signed, so only a jump ahead can be seen.
+    """
+    ahead = float(fault.detail["shift_s"]) * (-1 if fault.party == "server" else 1)
+    return ahead >= AHEAD_S or (fault.party == "server" and ahead <= -BEHIND_S)
+
+
 def _untold(root: Path, schedule: Schedule, outcome: Outcome) -> list[str]:
-    """Sites whose clock was beyond the window and who were not told so."""
+    """Sites whose clock was outside the window and who were not told so."""
     problems = []
     for fault in schedule.faults:
-        if fault.kind != "clock" or fault.number not in outcome.fired or fault.detail["shift_s"] not in SHIFTS_BEYOND_S:
+        if fault.kind != "clock" or fault.number not in outcome.fired or not _must_be_told(fault):
             continue
         since = [at - outcome.fired_s[fault.number] for at in outcome.fired_s.values()]
-        # whoever was killed at once could not be told
-        if not any(0 < each < fault.detail["seconds"] + 1 for each in since):
-            sites = (
-                [path.parent for path in root.glob("*/agent.jsonl")]
-                if fault.party == "server"
-                else [root / fault.party]
-            )
-            if not any("clock" in (site / "agent.jsonl").read_text(encoding="utf-8") for site in sites):
-                problems.append(
-                    f"{fault.party}: its clock was wrong by {fault.detail['shift_s']:g} s and nobody was told"
-                )
+        if any(0 < each < fault.detail["seconds"] + 1 for each in since):
+            continue  # whoever was killed at once could not be told
+        sites = (
+            [path.parent for path in root.glob("*/agent.jsonl")] if fault.party == "server" else [root / fault.party]
+        )
+        if not any("clock" in (site / "agent.jsonl").read_text(encoding="utf-8") for site in sites):
+            problems.append(f"{fault.party}: its clock was wrong by {fault.detail['shift_s']:g} s and nobody was told")
     return problems

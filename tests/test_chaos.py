@@ -19,9 +19,9 @@ from tests.conftest import ROOT
 from xfed.simulations.chaos import run_chaos
 from xfed.simulations.chaos_damage import damage
 from xfed.simulations.chaos_points import KINDS, POINTS, points_of
-from xfed.simulations.chaos_schedule import FAULTS, Fault, chaos_study, make_schedule
+from xfed.simulations.chaos_schedule import FAULTS, Fault, Schedule, chaos_study, make_schedule
 from xfed.simulations.chaos_supervisor import Outcome
-from xfed.simulations.chaos_verdict import Facts, compare, facts_of, judge
+from xfed.simulations.chaos_verdict import Facts, _untold, compare, facts_of, judge
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, pidfds and tmpfs as Linux has them")
 
@@ -246,3 +246,27 @@ def test_the_points_can_be_listed() -> None:
 def test_the_documentation_lists_every_point() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert [point.name for point in POINTS if f"| `{point.name}` |" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("party", "shift", "told"),
+    [
+        ("site-01", 30.0, True),
+        ("site-01", 3.0, False),
+        ("site-01", -600.0, False),
+        ("server", 3.0, False),
+        ("server", 30.0, False),
+        ("server", 86400.0, True),
+        ("server", -600.0, True),
+    ],
+)
+def test_a_clock_outside_the_window_must_have_been_told(tmp_path: Path, party: str, shift: float, told: bool) -> None:
+    fault = Fault(number=0, kind="clock", party=party, point="x", call=1, detail={"shift_s": shift, "seconds": 1.0})
+    schedule = Schedule(seed=0, kind="open", faults=(fault,))
+    log = tmp_path / "site-01" / "agent.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"kind": "disconnected", "text": "the connection broke"}\n')
+    outcome = Outcome(finished=True, fired=[0], fired_s={0: 5.0})
+    assert bool(_untold(tmp_path, schedule, outcome)) is told
+    log.write_text('{"kind": "disconnected", "text": "refused a request (clock: it differs by 30 s)"}\n')
+    assert not _untold(tmp_path, schedule, outcome)
