@@ -80,7 +80,7 @@ def plan_for(federation: Federation, study: Study, out: Path) -> Plan:
         )
         kept = {name: members.get(name, key) for name, key in begun.members.items()}
         again = new_plan(study, federation=federation.name, members=kept, bundle=DIGEST)
-        if again.study.digest == begun.study.digest:
+        if study.sites.count == len(kept) and again.study.digest == begun.study.digest:
             return again
     if len(members) != study.sites.count:
         raise ConfigError(

@@ -207,14 +207,16 @@ class LinkGrid(Grid):
         for message in messages:
             with no_object_id_recompute():
                 message.metadata.__dict__["_message_id"] = message.object_id
-                session = self._state.start_session(self.run_id)
-                stored, missing = self._state.store_message_and_object_tree(
-                    remove_content_from_message(message), get_object_tree(message), session
-                )
-                if stored:
-                    objects = get_all_nested_objects(message)
-                    for object_id in missing:
-                        self._state.store_object(self.run_id, session, object_id, objects[object_id].deflate())
+                # the objects first: a site must not find a message without them. They go straight into the store in
+                # memory; Flower's sessions of pushing, a few commits per object, are for those who push from afar
+                objects = get_all_nested_objects(message)
+                missing = self._state.object_store.preregister(self.run_id, get_object_tree(message))
+                for object_id in missing:
+                    self._state.object_store.put(object_id, objects[object_id].deflate())
+                stored = self._state.store_message_ins(remove_content_from_message(message)) is not None
+                if not stored:
+                    self._state.object_store.delete(message.metadata.message_id)
+                else:
                     self._patience.pushed(message.metadata.dst_node_id)
                 ids.append(message.metadata.message_id if stored else "")
         return ids

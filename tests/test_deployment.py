@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from tests.conftest import tiny
 from tests.coordinator import coordinator
 from tests.joined import federation_of
 from xfed.client.link import FleetLink, LinkLostError
 from xfed.common import messages as m
+from xfed.common.codec import encode
 from xfed.common.durable import write_json
 from xfed.common.errors import ConfigError, IdentityError
 from xfed.common.packing import pack
 from xfed.server.deployment import plan_for
-from xfed.server.exchange import Exchange
 
 
 def _wait_for_refusal(link: FleetLink, kind: type[Exception]) -> str:
@@ -72,25 +73,23 @@ def test_a_begun_study_keeps_its_members_and_a_new_one_takes_those_who_are_there
 def test_an_answer_larger_than_any_answer_of_the_study_is_left_out(tmp_path: Path) -> None:
     with coordinator(tmp_path) as host:
         host.grid._reply_limit = 100_000
+        server = TaskIdentity.run_id, TaskIdentity.node_id
         home = host.homes["site-01"]
         link = FleetLink(host.address, home.ca_pem, home.private_key, tmp_path / "node")
         link.connect()
         for size, fits in ((1_000, True), (1_000_000, False)):
-            exchange = Exchange(host.grid, {"site-01": host.node("site-01")})
-            answers = exchange.ask([("site-01", m.ShowExamples(study="s", count=1))], 30)
-
-            # the generator sends when it is first looked at: the site answers in between
-            def serve(size: int = size) -> None:
-                letter = None
-                while letter is None:
-                    letter = link.receive()
-                images = np.random.default_rng(1).integers(0, 255, size, dtype=np.uint8)
-                link.send(letter, *pack(m.Examples(site="site-01", arrays={"images": images})))
-
-            thread = threading.Thread(target=serve)
-            thread.start()
-            (answer,) = answers
-            thread.join()
-            assert (answer.reply is not None) == fits
-            assert fits or "larger than" in str(answer.problem)
+            TaskIdentity.run_id, TaskIdentity.node_id = (
+                server  # Flower keeps who speaks in a class, and both sides are here
+            )
+            record = encode(m.ShowExamples(study="s", count=1))
+            asked = Message(record, dst_node_id=host.node("site-01"), message_type="query.ask", ttl=60)
+            (message_id,) = host.grid.push_messages([asked])
+            TaskIdentity.node_id = host.node("site-01")
+            letter = link.receive()
+            assert letter is not None
+            images = np.random.default_rng(1).integers(0, 255, size, dtype=np.uint8)
+            link.send(letter, *pack(m.Examples(site="site-01", arrays={"images": images})))
+            (reply,) = host.grid.pull_messages([message_id])
+            assert reply.has_content() == fits
+            assert fits or "larger than the 100,000 bytes" in reply.error.reason
         link.close()
