@@ -91,7 +91,14 @@ def chaos_study(kind: Kind) -> Study:
         "sites": {"count": 2 if kind == "open" else 3},
         "gan": {"width": 4, "rounds": 2, "steps_per_round": 1, "batch": 8, "minimum_images": 2},
         "archive": {"minimum": 33},
-        "classifier": {"width": 4, "rounds": 2, "steps_per_round": 1, "batch": 8, "arms": ["DS3"]},
+        "classifier": {
+            "model": "googlenet",  # the smallest in bytes: these studies are about messages and disks
+            "width": 4,
+            "rounds": 2,
+            "steps_per_round": 1,
+            "batch": 8,
+            "arms": ["DS3"],
+        },
         "federation": {"join_limit_s": 60, "time_limit_s": 30, "absence_limit_s": 30, "retries": 2},
     }
     return parse_study(values, "chaos")
