@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from xfed.common.durable import append_line, translate_os_errors
+from xfed.common.durable import append_line, sync_folder, translate_os_errors
 from xfed.common.errors import CheckpointError
 from xfed.common.messages import Reply, Request
 from xfed.common.packing import digest_of_request
@@ -113,7 +113,7 @@ class AuditLog:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 if fresh:
-                    _sync_folder(self._path.parent)
+                    sync_folder(self._path.parent)
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
             finally:
@@ -146,14 +146,6 @@ class AuditLog:
 
 def _torn_path(path: Path) -> Path:
     return path.with_name(path.name + ".torn")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _put(file: int, data: bytes, at: int) -> None:

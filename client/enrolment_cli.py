@@ -10,15 +10,14 @@ A plain function; `xfed.client.cli` registers it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from xfed.client.home import Request, SiteHome, ask_to_enrol, ask_to_rotate, found_home, install_kit
+from xfed.common.console import print_result
 from xfed.common.errors import ConfigError
 from xfed.common.identity import format_time
 
@@ -63,7 +62,7 @@ def _asked(request: Request, as_json: bool) -> None:
         "fingerprint": request.fingerprint,
     }
     use = "" if request.kind == "enrol" else " Until the coordinator approves it, the present key stays in use."
-    _print(
+    print_result(
         as_json,
         values,
         f"Send {escape(str(request.path))} to the coordinator; nothing in it is secret.{use}",
@@ -82,7 +81,7 @@ def _enrolled(home: SiteHome, as_json: bool) -> None:
         "ca_fingerprint": home.ca_fingerprint,
         "warnings": home.warnings(),
     }
-    _print(
+    print_result(
         as_json,
         values,
         f"{home.name} is enrolled in [bold]{escape(home.federation)}[/bold] ({escape(home.address)}) "
@@ -92,12 +91,3 @@ def _enrolled(home: SiteHome, as_json: bool) -> None:
         f"Next: read {escape(str(home.folder / 'policy.yaml'))}, which says what the coordinator may ask for",
         *(f"[yellow]{escape(line)}[/yellow]" for line in home.warnings()),
     )
-
-
-def _print(as_json: bool, values: dict[str, Any], *lines: str) -> None:
-    if as_json:
-        typer.echo(json.dumps(values, indent=2))
-        return
-    console = Console(soft_wrap=True, highlight=False)
-    for line in lines:
-        console.print(line)

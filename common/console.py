@@ -10,19 +10,21 @@ Progress is drawn on stderr and only on a terminal, so that stdout stays free fo
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from xfed.common.errors import XfedError
 
-__all__ = ["EXIT_CODES", "progress_bar", "run_app"]
+__all__ = ["EXIT_CODES", "print_result", "progress_bar", "run_app"]
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 other error, 2 wrong option or study file, 3 unusable images, labels or store, "
@@ -43,6 +45,16 @@ def run_app(app: typer.Typer) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def print_result(as_json: bool, values: dict[str, Any], *lines: str | Table) -> None:
+    """`values` as JSON on stdout, or `lines` (rich markup or a table) for people."""
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    for line in lines:
+        console.print(line)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ __all__ = [
     "exclusive",
     "remove_tree",
     "sha256_file",
+    "sync_folder",
     "translate_os_errors",
     "write_bytes",
     "write_json",
@@ -51,7 +52,8 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the folder's list of names durable: what a rename or a new file needs besides its own fsync."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -78,7 +80,7 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ Plain functions; `xfed.server.cli` registers them.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from xfed.common.console import print_result
 from xfed.common.errors import ConfigError, IdentityError
 from xfed.common.identity import certificate_fingerprint, format_time, utc_now
 from xfed.common.plan import read_request
@@ -43,7 +43,7 @@ def init(
     """Found a federation: its keys and certificates, in a new folder that only its owner can read."""
     federation = found_federation(folder, name=name, address=address, also=tuple(also or ()))
     values = {"folder": str(folder), **_described(federation)}
-    _print(
+    print_result(
         as_json,
         values,
         f"[bold]{escape(federation.name)}[/bold] founded in {escape(str(folder))} for {', '.join(federation.names)}",
@@ -82,7 +82,7 @@ def approve(
         if not typer.confirm(f"Did {asked.site} tell you this fingerprint by telephone?", err=True):
             raise IdentityError(f"{asked.site} was not admitted")
     member, kit = federation.approve(asked, days=days, expected=expected, again=again)
-    _print(
+    print_result(
         as_json,
         {
             **_listed(federation)[member.site],
@@ -104,7 +104,7 @@ def revoke(
     federation = load_federation(folder)
     member = federation.revoke(site, reason)
     when = "" if member.revoked is None else format_time(member.revoked)
-    _print(as_json, _listed(federation)[site], f"{site} is revoked since {when} ({escape(member.reason)})")
+    print_result(as_json, _listed(federation)[site], f"{site} is revoked since {when} ({escape(member.reason)})")
 
 
 def renew(
@@ -116,7 +116,7 @@ def renew(
     """Renew the coordinator's TLS certificate. Sites need nothing new; a running coordinator must be restarted."""
     end = load_federation(folder).renew(also=tuple(also or ()), fresh=fresh)
     federation = load_federation(folder)
-    _print(
+    print_result(
         as_json,
         {**_described(federation), "expires": format_time(end)},
         f"The coordinator's certificate for {', '.join(federation.names)} is good until {end:%Y-%m-%d}; restart the coordinator",
@@ -133,7 +133,7 @@ def members(folder: Folder = Path("federation"), as_json: Json = False) -> None:
     for site, values in listed.items():
         cells = (values["state"], values["expires"][:10], values["fingerprint"], values["reason"])
         table.add_row(site, *map(escape, cells))
-    _print(
+    print_result(
         as_json,
         {**_described(federation), "members": list(listed.values()), "warnings": warnings},
         table if listed else "no members yet: xfed-server approve REQUEST",
@@ -154,12 +154,3 @@ def _described(federation: Federation) -> dict[str, Any]:
 def _listed(federation: Federation) -> dict[str, dict[str, Any]]:
     now = utc_now()
     return {site: {**member.values(), "state": member.state(now)} for site, member in federation.members().items()}
-
-
-def _print(as_json: bool, values: dict[str, Any], *lines: str | Table) -> None:
-    if as_json:
-        typer.echo(json.dumps(values, indent=2))
-        return
-    console = Console(soft_wrap=True, highlight=False)
-    for line in lines:
-        console.print(line)
