@@ -42,7 +42,7 @@ from xfed.server.app import make_server_app
 from xfed.server.federation import Federation
 from xfed.server.gate import Gate
 from xfed.server.joining import Proposal
-from xfed.server.link import Link
+from xfed.server.link import Link, LinkStateError
 from xfed.server.run_folder import claim
 from xfed.server.status import Board, status_app
 
@@ -95,7 +95,7 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
     federation, plan, out = deployment.federation, deployment.plan, deployment.out
     silence()
     federation.check_server()
-    with exclusive(federation.folder), exclusive(out):
+    with exclusive(federation.folder), exclusive(out), _link_errors(federation.state_path):
         claim(plan.study, out)
         if _finished(plan.study, out):
             return out / "report.html"
@@ -125,6 +125,17 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
             finally:
                 grid.end(succeeded)
     return out / "report.html"
+
+
+@contextlib.contextmanager
+def _link_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except LinkStateError as error:
+        raise StorageError(
+            f"cannot write {path} ({error.orig}). Free some space, then run the same command again: it continues from the "
+            "last whole round."
+        ) from error
 
 
 def _finished(study: Study, out: Path) -> bool:
@@ -228,7 +239,7 @@ class _Members:
             if keys != self.keys:
                 self._link.reconcile({name: member.public_key for name, member in members.items()})
             self.keys, self._wrong = keys, ""
-        except XfedError as error:
+        except (XfedError, LinkStateError) as error:
             self.keys = None
             if str(error) != self._wrong:
                 self._wrong = str(error)

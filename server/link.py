@@ -15,9 +15,7 @@ Payloads lie in memory only: no weights are left in the database file.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +45,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
+from sqlalchemy.exc import OperationalError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
@@ -56,10 +55,12 @@ from xfed.common.bundle import CONTENT, DIGEST, NAME, VERSION
 from xfed.common.errors import FederationError
 from xfed.server.patience import Patience
 
-__all__ = ["Link", "LinkGrid"]
+__all__ = ["Link", "LinkGrid", "LinkStateError"]
+
+LinkStateError = OperationalError
+"""What the link state raises when its database cannot be written: a full or read-only disk."""
 
 HEARTBEAT_S = 10.0
-ARRIVAL_POLL_S = 0.02
 
 
 def _pem(public_key: str) -> bytes:
@@ -159,6 +160,7 @@ class LinkGrid(Grid):
         self._state = state
         self._patience = patience
         self._reply_limit = reply_limit
+        self._arriving: dict[str, Message] = {}
         self.run_id = run_id
         self._task_id = task_id
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, task_id
@@ -222,50 +224,66 @@ class LinkGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there and whole, errors included. Each is handed out once."""
-        return [self._inflate(message) for message in self._state.get_message_res(set(message_ids), self.run_id)]
+        """The replies that are there and whole, errors included. Each is handed out once. Never waits.
 
-    def _inflate(self, message: Message) -> Message:
-        reply_id, asked = message.metadata.message_id, message.metadata.reply_to_message_id
-        self._state.delete_messages({asked})
-        self._state.object_store.delete(asked)
+        A reply whose objects are still on their way is looked at again at the next call: its site may be slow, or dead.
+        """
+        ids = set(message_ids)
+        for message in self._state.get_message_res(ids - self._arriving.keys(), self.run_id):
+            self._arriving[message.metadata.reply_to_message_id] = message
+        waiting = {asked: self._arriving[asked] for asked in sorted(ids & self._arriving.keys())}
+        arrived = {asked: self._arrived(message) for asked, message in waiting.items()}
+        return [self._inflate(asked, waiting[asked], found) for asked, found in arrived.items() if found is not None]
+
+    def _arrived(self, message: Message) -> dict[str, bytes] | Error | None:
+        """All objects of a reply, the error that is in their place, or None while some are missing."""
         if not message.has_content():
-            return message
+            return message.error
+        contents: dict[str, bytes] = {}
+        size = 0
         try:
-            with self._forget(reply_id):
-                tree = self._state.object_store.get_object_tree(reply_id)
-                contents, size = {}, 0
-                for node in iterate_object_tree(tree):
-                    contents[node.object_id] = self._arrived(node.object_id)
-                    size += len(contents[node.object_id])
-                    if size > self._reply_limit:
-                        reason = f"its reply is larger than the {self._reply_limit:,} bytes that any answer of this study needs"
-                        return Message(Error(ErrorCode.UNKNOWN, reason), reply_to=message)
-                whole = cast(Message, inflate_object_from_contents(reply_id, contents))
-        except (NoObjectInStoreError, ValueError, KeyError) as error:
-            return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, f"the reply is not whole: {error}"), reply_to=message)
-        whole.metadata.__dict__["_message_id"] = reply_id
-        return whole
+            for node in iterate_object_tree(self._state.object_store.get_object_tree(message.metadata.message_id)):
+                content = self._state.object_store.get(node.object_id) or self._state.get_object(
+                    self.run_id, node.object_id
+                )
+                if content == b"":
+                    return None
+                if content is None:
+                    raise NoObjectInStoreError("its sending broke off")
+                contents[node.object_id] = content
+                size += len(content)
+                if size > self._reply_limit:
+                    reason = (
+                        f"its reply is larger than the {self._reply_limit:,} bytes that any answer of this study needs"
+                    )
+                    return Error(ErrorCode.UNKNOWN, reason)
+        except NoObjectInStoreError as error:
+            return Error(ErrorCode.MESSAGE_UNAVAILABLE, f"the reply is not whole: {error}")
+        return contents
 
-    def _arrived(self, object_id: str) -> bytes:
-        """An object of a reply, as soon as its site has sent it; Flower drops a sending that stalls for three minutes."""
-        while (content := self._state.get_object(self.run_id, object_id)) == b"":
-            time.sleep(ARRIVAL_POLL_S)
-        if content is None:
-            raise NoObjectInStoreError("its sending broke off")
-        return cast(bytes, content)
-
-    @contextmanager
-    def _forget(self, object_id: str) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._state.object_store.delete(object_id)
+    def _inflate(self, asked: str, message: Message, found: dict[str, bytes] | Error) -> Message:
+        """The reply as a message with its content or error; the stores forget it and what it answers."""
+        if isinstance(found, Error):
+            reply = message if not message.has_content() else Message(found, reply_to=message)
+        else:
+            reply_id = message.metadata.message_id
+            try:
+                reply = cast(Message, inflate_object_from_contents(reply_id, found))
+                reply.metadata.__dict__["_message_id"] = reply_id
+            except (ValueError, KeyError) as error:
+                reply = Message(
+                    Error(ErrorCode.MESSAGE_UNAVAILABLE, f"the reply is damaged: {error}"), reply_to=message
+                )
+        self.discard(asked)
+        return reply
 
     def discard(self, message_id: str) -> None:
-        """Forget a message that nobody waits for any more, and its payload."""
+        """Forget a message that nobody waits for any more, its reply, and their payloads."""
+        reply = self._arriving.pop(message_id, None)
         self._state.delete_messages({message_id})
         self._state.object_store.delete(message_id)
+        if reply is not None:
+            self._state.object_store.delete(reply.metadata.message_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Not used: `xfed.server.exchange` waits in its own way."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,20 @@ def facts_of(root: Path, study: Study, outcome: Outcome) -> Facts:
     return Facts(
         models=models,
         report={name: report[name] for name in ("arms", "gan", "archive", "totals", "digests")},
-        answers={site: {digest: answer for digest, answer, _ in kept} for site, kept in sorted(outcome.kept.items())},
+        answers={site: _stored(root / site, outcome.kept.get(site, [])) for site in study.site_names()},
     )
+
+
+def _stored(home: Path, told: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Request to answer, as digests: what the worker told, and what is on disk. A worker killed in the act tells nothing."""
+    answers = {digest: answer for digest, answer, _ in told}
+    for path in sorted(home.glob("studies/*/answers/*.safetensors")):
+        try:
+            arrays, facts = load_arrays(path)
+        except CheckpointError:
+            continue
+        answers.setdefault(str(facts["request"]), digest_of(arrays))
+    return answers
 
 
 def _model_digest(path: Path) -> str:

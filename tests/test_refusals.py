@@ -530,7 +530,7 @@ def test_a_revoked_site_ends_with_the_reason(tmp_path: Path, no_worker: type[_No
         (error,) = _serve(running, "site-01", revoke)
         assert isinstance(error, IdentityError)
         assert "revoked" in str(error)
-        assert time.monotonic() - began - done[0] < 5
+        assert time.monotonic() - began - done[0] < 20  # 2 s on a quiet machine
 
 
 def test_a_server_of_another_ca(running: Coordinator, tmp_path: Path) -> None:
