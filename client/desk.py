@@ -54,9 +54,8 @@ class Desk:
         self._audit.asked(who, request)
         try:
             reply = self._answer(request)
-        except (
-            Exception
-        ) as error:  # whatever goes wrong inside, the coordinator learns the kind and the site keeps running
+        except Exception as error:
+            # whatever goes wrong inside, the coordinator learns the kind and the site keeps running
             if not isinstance(error, XfedError):
                 logging.getLogger("xfed").exception("while answering %s", request.key)
             return pack(self._refused(who, request, error))

@@ -87,6 +87,11 @@ async def _own_replies_only(request: Request, call_next: RequestResponseEndpoint
     return await call_next(request)
 
 
+def _admitted(state: Any) -> list[Any]:
+    """Flower keeps the nodes that it has shut out; these are the others."""
+    return [node for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID]) if node.status != "unregistered"]
+
+
 class Link:
     """The link state of one coordinator, in `database` (SQLite)."""
 
@@ -116,7 +121,7 @@ class Link:
 
     def nodes(self) -> list[Any]:
         """Flower's node infos of all admitted sites."""
-        return [n for n in self.state.get_node_info(owner_aids=[NOOP_FLWR_AID]) if n.status != "unregistered"]
+        return _admitted(self.state)
 
     def fleet_app(self) -> FastAPI:
         """Flower's fleet routes and nothing else: no documentation, no health, no control, no runtime."""
@@ -200,8 +205,7 @@ class LinkGrid(Grid):
 
     def get_nodes(self) -> Iterable[Any]:
         """Flower's node infos (name, status, last_activated_at) of all admitted sites, online or not."""
-        nodes = self._state.get_node_info(owner_aids=[NOOP_FLWR_AID])
-        return [node for node in nodes if node.status != "unregistered"]
+        return _admitted(self._state)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Store messages and the objects that are not stored yet; returns ids, "" for a site that cannot get any."""
