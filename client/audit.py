@@ -28,14 +28,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xfed.common.durable import append_line, sync_folder, translate_os_errors
+from xfed.client.line_file import locked, put, tail
+from xfed.common.durable import append_line
 from xfed.common.errors import CheckpointError
 from xfed.common.messages import Reply, Request
 from xfed.common.packing import digest_of_request
@@ -45,7 +45,6 @@ __all__ = ["KINDS", "AuditLog", "Head", "head", "read_audit", "verify_audit"]
 KINDS = ("asked", "left", "refused", "plan", "started", "stopped", "connection", "torn")
 ZEROS = "0" * 64
 _FRAME = frozenset({"seq", "time", "kind", "prev", "hash"})
-_BLOCK = 1 << 16
 _LONGEST_TEXT = 4000
 
 Head = tuple[int, str]
@@ -62,18 +61,18 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._head: Head = (0, ZEROS)
-        with self._locked() as file:
+        with locked(self._path) as file:
             self._head = self._continue(file)[0]
 
     def write(self, kind: str, **fields: Any) -> Head:
         """Append one event of `KINDS` and return the new head. The fields are values of JSON; floats may be nan or infinite."""
         if kind not in KINDS or _FRAME & fields.keys():
             raise ValueError(f"an audit event is one of {', '.join(KINDS)} with fields other than {sorted(_FRAME)}")
-        with self._locked() as file:
+        with locked(self._path) as file:
             (seq, prev), size = self._continue(file)
             line, self._head = _line(seq + 1, kind, fields, prev)
             try:
-                _put(file, line, size)
+                put(file, line, size)
             except BaseException:
                 os.ftruncate(file, size)  # half a line is no line: the next one starts where this one did
                 self._head = (seq, prev)
@@ -105,24 +104,10 @@ class AuditLog:
         """A request was refused, for `reason`; without `request` it could not even be read."""
         self.write("refused", who=dict(who), **_about(request), reason=reason)
 
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        with translate_os_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not self._path.exists()
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                if fresh:
-                    sync_folder(self._path.parent)
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield file
-            finally:
-                os.close(file)
-
     def _continue(self, file: int) -> tuple[Head, int]:
         """The head and the size of the log, after putting aside a torn line. Raises `CheckpointError`."""
         size = os.fstat(file).st_size
-        last, torn = _tail(file, size)
+        last, torn = tail(file, size)
         found = _head_of(last, self._path)
         if found[0] < self._head[0] or (found[0] == self._head[0] and found[1] != self._head[1]):
             raise CheckpointError(
@@ -138,7 +123,7 @@ class AuditLog:
                 _torn_path(self._path), json.dumps(aside)
             )  # first: it is on disk before its place is used again
             line, found = _line(found[0] + 1, "torn", {"kept": _torn_path(self._path).name, **facts}, found[1])
-            _put(file, line, start)
+            put(file, line, start)
             os.ftruncate(file, size := start + len(line))
             os.fsync(file)
         return found, size
@@ -146,24 +131,6 @@ class AuditLog:
 
 def _torn_path(path: Path) -> Path:
     return path.with_name(path.name + ".torn")
-
-
-def _put(file: int, data: bytes, at: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(file, data[written:], at + written)
-    os.fsync(file)
-
-
-def _tail(file: int, size: int) -> tuple[bytes, bytes]:
-    """The last whole line (b"" if there is none) and the torn bytes behind it, from the end: no matter how long the file is."""
-    length = min(size, _BLOCK)
-    while True:
-        data = os.pread(file, length, size - length)
-        if data.count(b"\n") > 1 or length == size:
-            whole, newline, torn = data.rpartition(b"\n")
-            return whole.rpartition(b"\n")[2] + newline, torn
-        length = min(size, 2 * length)
 
 
 def _head_of(line: bytes, path: Path) -> Head:
@@ -274,7 +241,7 @@ def head(path: Path) -> Head:
         return 0, ZEROS
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        return _head_of(_tail(file.fileno(), os.fstat(file.fileno()).st_size)[0], path)
+        return _head_of(tail(file.fileno(), os.fstat(file.fileno()).st_size)[0], path)
 
 
 def verify_audit(path: Path, known: Head | None = None) -> list[str]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from xfed.client import audit as module
+from xfed.client import line_file
 from xfed.client.audit import KINDS, ZEROS, AuditLog, head, read_audit, verify_audit
 from xfed.client.audit_cli import audit
 from xfed.common import messages as m
@@ -316,7 +317,7 @@ def test_appending_reads_the_last_line_only(tmp_path: Path, monkeypatch: pytest.
         return real(file, length, at)
 
     monkeypatch.setattr(os, "pread", counted)
-    monkeypatch.setattr(module, "_BLOCK", 512)
+    monkeypatch.setattr(line_file, "_BLOCK", 512)
     for number in range(200):
         log.write("connection", number=number)
     assert path.stat().st_size > 200 * 180
