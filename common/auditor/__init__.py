@@ -1,0 +1,1 @@
+"""The auditor, who has no patient data: recomputes every claim from ledgers (`xfed-audit`)."""
