@@ -19,9 +19,13 @@ __all__ = ["make_client_app"]
 def make_client_app(folder_of: Callable[[Context], Path]) -> ClientApp:
     """A ClientApp whose node answers from the site's folder `folder_of(context)`."""
     app = ClientApp()
+    sites: dict[Path, Site] = {}  # a site keeps its store open, and its privacy plan worked out
 
     def answer(message: Message, context: Context) -> Message:
-        site = Site(folder_of(context))
+        folder = folder_of(context)
+        if folder not in sites:
+            sites[folder] = Site(folder)
+        site = sites[folder]
         try:
             request = decode_request(message.content)
         except FederationError as error:

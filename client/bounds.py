@@ -5,15 +5,8 @@
     request --check_request--> inside the approved study? inside the policy? names, numbers, shapes, sizes known?
                  | no: RefusedError (field, value, what is allowed)      | yes
                  v                                                       v
-              Refusal                  store --splits_taking_part--> train / score --> reply --check_reply--> (mask) --> out
-    On disk: nothing. A kind of message that is not listed here is refused, in both directions.
-
-The rule of small counts (`Policy.smallest_count`, k). Where fewer than k patients of a class are in a split, but at least one,
-the class takes no part in that split at this site: `splits_taking_part` marks its images, and they are not counted, not
-trained on (neither generator nor classifier) and not scored. So the count that leaves is 0 and true: no image
-takes part. `check_reply` refuses a reply that would show 1 to k - 1 all the same. Sums of features are taken over half
-of the patients each; a class whose half has 1 to k - 1 images is left out of the Frechet distance, with a count of 0.
-What is not covered: single cells of a confusion matrix and bins of a histogram may hold a 1.
+              Refusal                                            train / score (what leaves: xfed.client.reply_bounds)
+    On disk: nothing. A kind of request that is not listed here is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +18,6 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from xfed.client.policy import Policy, violations
@@ -40,9 +32,7 @@ __all__ = [
     "MOST_PEERS",
     "MOST_SHARDS",
     "SHARD",
-    "check_reply",
     "check_request",
-    "splits_taking_part",
 ]
 
 SHARD = 2048
@@ -183,10 +173,43 @@ def _check_nothing(asked: _Asked) -> None:
 
 def _check_train_gan(asked: _Asked) -> None:
     settings = asked.study.gan
+    if "dcgan" not in settings.method:
+        asked.refuse("study", asked.study.name, f"no rounds of training: gan.method is {settings.method}")
     asked.one_of("class_name", asked.study.classes)
     asked.within("round", 1, settings.rounds)
     asked.one_of("payload", (asked.study.federation.payload,))
     asked.weights(_generator_shapes(asked.study.image_size, settings.width, settings.latent))
+
+
+def _check_embed(asked: _Asked) -> None:
+    _check_private(asked, "dp-merf" in asked.study.gan.method)
+    asked.one_of("class_name", asked.study.classes)
+    asked.within("features", asked.study.gan.merf.features, asked.study.gan.merf.features)
+
+
+def _check_private(asked: _Asked, part_of_study: bool) -> None:
+    if not asked.study.private or not part_of_study:
+        asked.refuse("study", asked.study.name, "a private study that has this part")
+
+
+def _check_score_privately(asked: _Asked) -> None:
+    _check_private(asked, True)
+    _check_classifier_weights(asked)
+
+
+def _check_ledger(asked: _Asked) -> None:
+    _check_private(asked, True)
+    asked.within("first", 0, 2**53)
+
+
+def _not_private(asked: _Asked) -> None:
+    if asked.study.private:
+        asked.refuse("study", asked.study.name, "no un-noised figures: this study is differentially private")
+
+
+def _check_measure(asked: _Asked) -> None:
+    _not_private(asked)
+    _check_classifier_weights(asked)
 
 
 def _check_classifier_weights(asked: _Asked) -> None:
@@ -201,6 +224,7 @@ def _check_train_classifier(asked: _Asked) -> None:
 
 
 def _check_score(asked: _Asked) -> None:
+    _not_private(asked)
     rounds = asked.study.classifier.rounds
     asked.one_of("split", ("validation", "test"))
     # the test patients are asked once, after the last round: no choice may be made by them
@@ -271,11 +295,14 @@ def _check_unmask(asked: _Asked) -> None:
 _RULES: Mapping[type[m.Request], tuple[tuple[str, ...], Callable[[_Asked], None]]] = {
     m.Describe: ((), _check_nothing),
     m.TrainGan: (("generators", "losses"), _check_train_gan),
+    m.EmbedClass: (("generators",), _check_embed),
     m.OfferArchive: (("archive",), _check_offer),
     m.KeepArchive: (("archive",), _check_keep),
     m.TrainClassifier: (("classifier", "losses"), _check_train_classifier),
     m.ScoreClassifier: (("classifier", "scores"), _check_score),
-    m.MeasureArchive: (("archive", "archive_scores"), _check_classifier_weights),
+    m.ScorePrivately: (("classifier", "scores"), _check_score_privately),
+    m.ShowLedger: ((), _check_ledger),
+    m.MeasureArchive: (("archive", "archive_scores"), _check_measure),
     m.ShowExamples: (("examples",), _check_show),
     m.AdvertiseKeys: ((), _check_advertise),
     m.ShareKeys: ((), _check_keys),
@@ -298,97 +325,3 @@ def _classifier_shapes(model: str, size: int, classes: int, width: int) -> Shape
 
 def _shapes_of(module: torch.nn.Module) -> Shapes:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-
-
-_METRICS: Mapping[type[m.Reply], tuple[str, ...]] = {
-    m.Refusal: (),
-    m.PlanStatus: (),
-    m.ArchiveWanted: (),
-    m.ArchiveKept: (),
-    m.SessionKeys: (),
-    m.SessionShares: (),
-    m.UnmaskShares: (),
-    m.Masked: (),
-    m.Examples: (),
-    m.Description: ("counts",),
-    m.GanUpdate: ("counts", "losses"),
-    m.ClassifierUpdate: ("counts", "losses"),
-    m.Scores: ("scores",),
-    m.ArchiveMeasured: ("archive_scores",),
-}
-"""Per kind of reply: the figures in it, as `Policy.metrics` calls them."""
-
-
-def check_reply(reply: m.Reply, policy: Policy) -> m.Reply:
-    """The reply that may leave under `policy`: this one, or one that says less. Raises `RefusedError` when none may.
-
-    Of a masked reply only its kind can be seen here: what is in it is small only in a sum over sites. The rule of small
-    counts is in the module's docstring. `Description.share_examples` is false wherever the policy says so.
-    """
-    kind = _kind_of(reply)
-    for metric in _METRICS[kind]:
-        if metric not in policy.metrics:
-            allowed = ", ".join(policy.metrics) or "none"
-            raise RefusedError(
-                f"{kind.__name__} holds {metric}; figures that may leave this site: {allowed} (metrics of its policy)"
-            )
-    match reply:
-        case m.Description():
-            for name in reply.counts.keys() - {"holders"}:
-                _large(policy, "images of a class in a split", reply.counts[name])
-            _large(policy, "patients", np.array([reply.patients]))
-            return dataclasses.replace(reply, share_examples=reply.share_examples and policy.share_examples)
-        case m.GanUpdate() | m.ClassifierUpdate():
-            _large(policy, "training images", np.array([reply.images]))
-        case m.Scores():
-            _large(policy, "scored images of a class", reply.sums["confusion"].sum(axis=1))
-            _large(policy, "scored patients", reply.sums["patients"])
-        case m.ArchiveMeasured():
-            return dataclasses.replace(reply, arrays=_without_small_halves(reply.arrays, policy.smallest_count))
-        case m.Examples():
-            if not policy.share_examples:
-                raise RefusedError("this site does not show real images (share_examples of its policy is false)")
-    return reply
-
-
-def _kind_of(reply: m.Reply) -> type[m.Reply]:
-    """What the reply is, or what it was before it was masked."""
-    kind = m.REPLIES.get(reply.kind, m.Reply) if isinstance(reply, m.Masked) else type(reply)
-    if kind not in _METRICS:
-        raise RefusedError(f"this site does not let {type(reply).__name__:.60} ({kind.__name__}) leave")
-    return kind
-
-
-def _large(policy: Policy, what: str, counts: npt.NDArray[np.integer[Any]]) -> None:
-    least = policy.smallest_count
-    if ((counts > 0) & (counts < least)).any():
-        raise RefusedError(
-            f"a count of {what} is below {least} and may not leave this site (smallest_count of its policy); "
-            "the images of such a class are to take no part (splits_taking_part)"
-        )
-
-
-def _without_small_halves(arrays: m.Arrays, smallest: int) -> m.Arrays:
-    """Zeros in place of the sums of every class with a half of 1 to `smallest` - 1 images."""
-    small = {
-        name.partition("/")[0]
-        for name, array in arrays.items()
-        if name.endswith("/count") and 0 < float(array.sum()) < smallest
-    }
-    return {
-        name: np.zeros_like(array) if name.partition("/")[0] in small and not name.endswith("/scores") else array
-        for name, array in arrays.items()
-    }
-
-
-def splits_taking_part(
-    labels: npt.NDArray[np.int64], patients: npt.NDArray[np.int64], splits: npt.NDArray[np.int8], smallest: int
-) -> npt.NDArray[np.int8]:
-    """The splits int8 [n] with -1 for images that take no part: see the rule of small counts above.
-
-    `labels` and `patients`, both [n], are a store's; `smallest` is `Policy.smallest_count`, 0 = off.
-    """
-    cells = splits.astype(np.int64) * (labels.max(initial=0) + 1) + labels
-    owned = np.unique(np.stack([cells, patients]), axis=1)
-    held = np.bincount(owned[0], minlength=int(cells.max(initial=0)) + 1)
-    return np.where(held[cells] < smallest, np.int8(-1), splits).astype(np.int8)

@@ -157,7 +157,7 @@ def _taking_part(store: Store, policy: Policy | None) -> np.ndarray[tuple[int, .
     """Images per split and class, int64 [3, C], without the cells that the policy's small counts leave out."""
     from dataclasses import replace
 
-    from xfed.client.bounds import splits_taking_part  # brings torch along
+    from xfed.client.reply_bounds import splits_taking_part  # brings torch along
 
     smallest = 0 if policy is None else policy.smallest_count
     return replace(store, splits=splits_taking_part(store.labels, store.patients, store.splits, smallest)).counts()

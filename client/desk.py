@@ -22,9 +22,10 @@ import torch
 
 from xfed.client.approval import Plans
 from xfed.client.audit import AuditLog
-from xfed.client.bounds import check_reply, check_request
+from xfed.client.bounds import check_request
 from xfed.client.home import load_home
 from xfed.client.policy import Policy, load_policy
+from xfed.client.reply_bounds import check_reply
 from xfed.client.site import Site
 from xfed.common.errors import FederationError, IdentityError, RefusedError, XfedError
 from xfed.common.messages import PlanStatus, ProposePlan, Refusal, Reply, Request

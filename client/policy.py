@@ -69,7 +69,7 @@ class Policy(BaseModel):
         False,
         description="true: studies WITHOUT differential privacy may train here. Their privacy loss (epsilon) is infinite: what "
         "leaves the hospital, and synthetic images made from it, can reveal something about single patients, and nothing "
-        "bounds how much. Every study of this version is of that kind",
+        "bounds how much. Studies that state privacy.epsilon need no such permission",
     )
     epsilon_max: float | None = Field(
         None,
@@ -83,6 +83,16 @@ class Policy(BaseModel):
         lt=1,
         description="largest delta of a study with differential privacy; null = none. A study without it states no delta and is "
         "refused whenever this is set",
+    )
+    epsilon_total_max: float | None = Field(
+        None,
+        gt=0,
+        description="largest epsilon of all private studies together, as this site's ledger adds them up; null = none",
+    )
+    declared_patients: dict[str, Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="patients per class that this site declares to everybody in a study with differential privacy, "
+        "{Class: number, ...}: they fix how often a patient is drawn. null = the number of training patients, rounded to ten",
     )
     require_secure_aggregation: bool = Field(
         False, description="true: only studies whose coordinator sees sums over sites, never one site's update"
@@ -181,7 +191,7 @@ def _outside(policy: Policy, study: Study) -> Iterator[tuple[str, str]]:
                 "gan.minimum_images", study.gan.minimum_images, f"at least {policy.minimum_images}", "minimum_images"
             ),
         )
-    yield from (("", text) for text in _privacy(policy))
+    yield from (("", text) for text in _privacy(policy, study))
     if policy.require_secure_aggregation and not study.secure:
         wish = f"{study.federation.secure_aggregation} with {study.sites.count} sites, which is off"
         yield "", _words("federation.secure_aggregation", wish, "only on", "require_secure_aggregation")
@@ -199,14 +209,20 @@ def _outside(policy: Policy, study: Study) -> Iterator[tuple[str, str]]:
             )
 
 
-def _privacy(policy: Policy) -> Iterator[str]:
-    """Every study of this version is without differential privacy."""
-    if not policy.allow_non_private:
-        yield _NOT_PRIVATE.format(field="allow_non_private", value="false", remedy="allow_non_private: true")
-    for field in ("epsilon_max", "delta_max"):
-        bound = getattr(policy, field)
-        if bound is not None:
-            yield _NOT_PRIVATE.format(field=field, value=f"{bound:g}", remedy=f"{field}: null")
+def _privacy(policy: Policy, study: Study) -> Iterator[str]:
+    """Bounds of the budget; a study without differential privacy has an infinite epsilon."""
+    if not study.private:
+        if not policy.allow_non_private:
+            yield _NOT_PRIVATE.format(field="allow_non_private", value="false", remedy="allow_non_private: true")
+        for field in ("epsilon_max", "delta_max"):
+            bound = getattr(policy, field)
+            if bound is not None:
+                yield _NOT_PRIVATE.format(field=field, value=f"{bound:g}", remedy=f"{field}: null")
+        return
+    for name, field in (("epsilon", "epsilon_max"), ("delta", "delta_max")):
+        wanted, bound = getattr(study.privacy, name), getattr(policy, field)
+        if bound is not None and wanted > bound:
+            yield _words(f"privacy.{name}", f"{wanted:g}", f"at most {bound:g}", field)
 
 
 def _words(where: str, wanted: object, allowed: str, field: str) -> str:

@@ -10,6 +10,7 @@
       answers/        what was computed, to be sent again after a kill
       archive/        synthetic shards received, named by digest
       key             the site's private key; members.json: who else takes part, with their public keys
+      ledger.jsonl    private studies: what was spent, for ever (xfed.client.ledger); declared.json: public class sizes
       secure/         keys of secure sums under way; never sent
 
     request --check study--> stored answer? --> train / score --> state, then answer, to disk --> reply
@@ -33,10 +34,12 @@ import numpy as np
 import torch
 
 from xfed.client.answers import Answers
-from xfed.client.bounds import splits_taking_part
 from xfed.client.gan_states import GanStates
+from xfed.client.ledger import open_ledger
 from xfed.client.measures import measure_archive
 from xfed.client.policy import Policy
+from xfed.client.private_site import PRIVATE, PrivateSite
+from xfed.client.reply_bounds import splits_taking_part
 from xfed.client.secure import SecureSums
 from xfed.client.shards import Shards
 from xfed.client.store import Store, open_store
@@ -100,15 +103,19 @@ class Site:
 
     @cached_property
     def store(self) -> Store:
-        """The image store, opened when first needed. Raises `DataError` when it does not fit the study."""
+        """The images that take part, opened when first needed. Raises `DataError` when the store does not fit the study."""
+        store = self._whole_store()
+        splits = splits_taking_part(store.labels, store.patients, store.splits, self._policy.smallest_count)
+        return dataclasses.replace(store, splits=splits)
+
+    def _whole_store(self) -> Store:
         store = open_store(self.folder / "store")
         if store.classes != self.study.classes or store.size != self.study.image_size:
             raise DataError(
                 f"{store.folder} holds {store.size} px images of {', '.join(store.classes)}; the study wants "
                 f"{self.study.image_size} px of {', '.join(self.study.classes)}. Import again with the study's size and classes."
             )
-        splits = splits_taking_part(store.labels, store.patients, store.splits, self._policy.smallest_count)
-        return dataclasses.replace(store, splits=splits)
+        return store
 
     @cached_property
     def members(self) -> dict[str, str]:
@@ -157,6 +164,8 @@ class Site:
 
     def _plain(self, request: m.Request, summed: bool = False) -> m.Reply:
         """The site's own answer, stored or computed. In a secure sum a site that has nothing to give gives zeros."""
+        if self.study.private:
+            return self._privately(request, summed)
         if isinstance(request, m.Describe):
             return self._describe(shown=summed or not self.study.secure)
         if summed and (nothing := self._nothing(request)) is not None:
@@ -164,19 +173,53 @@ class Site:
         stored = self._answers.find(request)
         return stored if stored is not None else self._compute(request)
 
+    def _privately(self, request: m.Request, summed: bool) -> m.Reply:
+        """The answer in a private study: declared sizes, releases with noise, the archive's shards, and nothing else."""
+        match request:
+            case m.Describe():
+                return self.private.describe()
+            case m.ShowLedger():
+                return self.private.show_ledger(request)
+            case m.OfferArchive() | m.KeepArchive():
+                return self._compute(request)
+        if not isinstance(request, PRIVATE):
+            raise RefusedError(f"{type(request).__name__} asks for figures without noise: this study is private")
+        declared = self.private.declared
+        if summed and isinstance(request, m.TrainGan) and not declared[self._class_position(request.class_name)]:
+            return self._untrained(request)
+        if summed and isinstance(request, m.EmbedClass) and not declared[self._class_position(request.class_name)]:
+            nothing = np.zeros(self.study.gan.merf.features)
+            return m.Embedding(site=self.settings.name, images=0, arrays={"sum": nothing})
+        return self.private.answer(request)
+
+    @cached_property
+    def private(self) -> PrivateSite:
+        """The site's part in a private study."""
+        return PrivateSite(
+            name=self.settings.name,
+            work=self.work,
+            study=self.study,
+            policy=self._policy,
+            store=lambda: self._whole_store(),
+            ledger=lambda: open_ledger(self.folder, self.settings.name),
+        )
+
+    def _untrained(self, request: m.TrainGan) -> m.GanUpdate:
+        return m.GanUpdate(
+            site=self.settings.name,
+            images=0,
+            loss_g=0.0,
+            loss_d=0.0,
+            seconds=0.0,
+            payload=request.payload,
+            weights=request.weights,
+        )
+
     def _nothing(self, request: m.Request) -> m.Reply | None:
         if isinstance(request, m.TrainGan):
             held = len(self.store.rows("train", self._class_position(request.class_name)))
             if held < self.study.gan.minimum_images:
-                return m.GanUpdate(
-                    site=self.settings.name,
-                    images=0,
-                    loss_g=0.0,
-                    loss_d=0.0,
-                    seconds=0.0,
-                    payload=request.payload,
-                    weights=request.weights,
-                )
+                return self._untrained(request)
         if isinstance(request, m.TrainClassifier) and not len(self.store.rows("train")):
             return m.ClassifierUpdate(site=self.settings.name, images=0, loss=0.0, seconds=0.0, weights=request.weights)
         return None

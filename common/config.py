@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from xfed.common.config_privacy import Merf, Privacy, Shares
+from xfed.common.config_section import Section
 from xfed.common.errors import ConfigError
 
 __all__ = [
@@ -27,9 +29,12 @@ __all__ = [
     "Data",
     "Federation",
     "Gan",
+    "Merf",
     "Phantom",
+    "Privacy",
     "Report",
     "Runtime",
+    "Shares",
     "Sites",
     "Splits",
     "Study",
@@ -40,11 +45,7 @@ __all__ = [
 ImageSize = Literal[32, 64, 128, 256]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Splits(_Section):
+class Splits(Section):
     """Shares of patients, per class, that go to each split; they add up to 1."""
 
     train: float = Field(0.7, gt=0, lt=1)
@@ -58,14 +59,14 @@ class Splits(_Section):
         return self
 
 
-class Phantom(_Section):
+class Phantom(Section):
     """How many procedural patients to draw, per class, and how many images each has."""
 
     patients: dict[str, int] = Field(default_factory=dict, description="class -> patients; a class left out gets 100")
     images_per_patient: float = Field(1.3, ge=1, le=5, description="mean number of images of one patient")
 
 
-class Data(_Section):
+class Data(Section):
     """Where images come from: procedural phantoms, or a folder given with --data."""
 
     source: Literal["phantom", "folder"] = "phantom"
@@ -79,7 +80,7 @@ class Data(_Section):
     splits: Splits = Splits()
 
 
-class Sites(_Section):
+class Sites(Section):
     """How one data set becomes several hospitals (simulation only)."""
 
     count: int = Field(3, ge=1, le=1000)
@@ -93,10 +94,14 @@ class Sites(_Section):
     )
 
 
-class Gan(_Section):
+class Gan(Section):
     """Phase 1: one generator per class. Defaults follow Salehinejad et al. 2018, section 3.2."""
 
     model: Literal["dcgan"] = "dcgan"
+    method: Literal["dcgan", "dp-merf", "dp-merf+dcgan"] = Field(
+        "dcgan", description="adversarial; one noisy embedding per class; or the second as a warm start of the first"
+    )
+    merf: Merf = Merf()
     width: int = Field(32, ge=4, le=256, description="channels before the last up-convolution")
     latent: int = Field(128, ge=2, le=1024)
     rounds: int = Field(20, ge=1, le=100_000)
@@ -119,7 +124,7 @@ class Gan(_Section):
     )
 
 
-class Archive(_Section):
+class Archive(Section):
     """Phase 2: synthetic images per class."""
 
     balance: Literal["match", "fixed"] = Field(
@@ -130,7 +135,7 @@ class Archive(_Section):
     minimum: int = Field(64, ge=1, description="images per class at the least, so that every class can be looked at")
 
 
-class Classifier(_Section):
+class Classifier(Section):
     """Phase 3. Defaults follow Salehinejad et al. 2018, sections 2.2 and 3.2."""
 
     model: Literal["dcnn", "googlenet"] = "dcnn"
@@ -160,7 +165,7 @@ class Classifier(_Section):
     patience: int = Field(20, ge=1, description="rounds without a better validation score before stopping")
 
 
-class Federation(_Section):
+class Federation(Section):
     """Who must answer, and for how long the coordinator waits."""
 
     quorum: float = Field(1.0, gt=0, le=1, description="share of the asked sites that must answer a round")
@@ -178,7 +183,7 @@ class Federation(_Section):
     )
 
 
-class Report(_Section):
+class Report(Section):
     """What the report may show."""
 
     share_real_examples: bool = Field(
@@ -187,7 +192,7 @@ class Report(_Section):
     )
 
 
-class Runtime(_Section):
+class Runtime(Section):
     """Speed only: not part of the study's digest."""
 
     backend: Literal["local", "ray"] = "local"
@@ -196,7 +201,7 @@ class Runtime(_Section):
     threads: int = Field(1, ge=1, le=256, description="torch threads of each worker")
 
 
-class Study(_Section):
+class Study(Section):
     """A whole study: what is built, from what, by whom, and how."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -211,6 +216,7 @@ class Study(_Section):
     gan: Gan = Gan()
     archive: Archive = Archive()
     classifier: Classifier = Classifier()
+    privacy: Privacy = Privacy()
     federation: Federation = Federation()
     report: Report = Report()
     runtime: Runtime = Runtime()
@@ -245,9 +251,37 @@ class Study(_Section):
             raise ValueError(
                 "federation.secure_aggregation: a sum over one site hides nothing; it needs two sites or more"
             )
+        self._privacy_is_possible()
         if not self.classifier.arms or len(set(self.classifier.arms)) != len(self.classifier.arms):
             raise ValueError("classifier.arms: name each arm once, at least one")
         return self
+
+    def _privacy_is_possible(self) -> None:
+        """Refuse what would void the claim, with the reason."""
+        if not self.private:
+            if self.gan.method != "dcgan":
+                raise ValueError(
+                    f"gan.method {self.gan.method} releases noisy embeddings: it needs privacy.epsilon and delta"
+                )
+            return
+        if self.classifier.balance == "sampling":
+            raise ValueError(
+                "classifier.balance: sampling draws patients of rare classes more often, so the sampling rate q of the claim "
+                "would not be theirs. In a private study use loss (public class sizes) or none"
+            )
+        if self.precision != "float32":
+            raise ValueError(
+                "precision: bfloat16 lets clipped gradients exceed the clip; a private study needs float32"
+            )
+        if self.gan.r1 > 0:
+            raise ValueError("gan.r1 reads real images a second time, outside of the clipped gradient; set it to 0")
+        if self.report.share_real_examples:
+            raise ValueError("report.share_real_examples shows patients; a private study cannot")
+
+    @property
+    def private(self) -> bool:
+        """Whether the study is differentially private (`privacy.epsilon` is given)."""
+        return self.privacy.epsilon is not None
 
     def resolved(self) -> dict[str, Any]:
         """The whole study as plain values, runtime included, defaults filled in."""

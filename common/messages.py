@@ -6,11 +6,14 @@
     ProposePlan              PlanStatus                    whether the site has approved the plan
     Describe                 Description                   counts per split and class, number of patients, versions
     TrainGan                 GanUpdate                     G's float32 weights, number of images, two mean losses
+    EmbedClass               Embedding                     private studies: a noisy sum of random features
     OfferArchive             ArchiveWanted                 which shards the site lacks
     KeepArchive              ArchiveKept                   a digest
     TrainClassifier          ClassifierUpdate              classifier weights, number of images, a mean loss
     ScoreClassifier          Scores                        sums: confusion counts, score histograms, patient-level moments
+    ScorePrivately           NoisyScores                   private studies: noisy counts of hits and of scores
     MeasureArchive           ArchiveMeasured               sums of features, and a few scores per class
+    ShowLedger               LedgerLines                   private studies: what was spent, signed, with no patient data
     ShowExamples             Examples                      images: phantoms only, unless the site allows it
     AdvertiseKeys            SessionKeys                   public keys for one secure sum, signed by the site
     ShareKeys                SessionShares                 secrets in shares, each readable by one other site only
@@ -41,11 +44,15 @@ __all__ = [
     "ClassifierUpdate",
     "Describe",
     "Description",
+    "EmbedClass",
+    "Embedding",
     "Examples",
     "GanUpdate",
     "KeepArchive",
+    "LedgerLines",
     "Masked",
     "MeasureArchive",
+    "NoisyScores",
     "OfferArchive",
     "PlanStatus",
     "ProposePlan",
@@ -53,11 +60,13 @@ __all__ = [
     "Reply",
     "Request",
     "ScoreClassifier",
+    "ScorePrivately",
     "Scores",
     "SessionKeys",
     "SessionShares",
     "ShareKeys",
     "ShowExamples",
+    "ShowLedger",
     "TrainClassifier",
     "TrainGan",
     "Unmask",
@@ -162,6 +171,23 @@ class GanUpdate(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedClass(Request):
+    """Release the noisy mean embedding of class `class_name` in `features` features (DP-MERF, `xfed.common.merf`), once."""
+
+    flower_type: ClassVar[str] = "train.gan"
+    class_name: str
+    features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Reply):
+    """ "sum" float64 [F]: the sum of the patients' features, with noise. `images`: the declared, public size of the class."""
+
+    images: int
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfferArchive(Request):
     """The synthetic archive is ready in `shards` parts whose digests are joined by commas in `digests`."""
 
@@ -228,6 +254,38 @@ class Scores(Reply):
     """`sums`: the arrays of `xfed.common.metrics.ScoreSums`."""
 
     sums: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePrivately(Request):
+    """Score these weights on the site's test patients, under differential privacy: once per arm, after the last round."""
+
+    flower_type: ClassVar[str] = "evaluate.classifier"
+    arm: str
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyScores(Reply):
+    """ "confusion" float64 [C, C] and "histogram" float64 [C, 2, b], with noise (`xfed.common.noisy_scores`)."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowLedger(Request):
+    """The ledger's lines of this study from number `first` on."""
+
+    first: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerLines(Reply):
+    """`lines`: signed JSON lines; `head`: the signed head (JSON); `key`: the site's ledger key and who vouches for it (JSON)."""
+
+    lines: str
+    head: str
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,39 +376,10 @@ class UnmaskShares(Reply):
     arrays: Arrays
 
 
+_KINDS = [kind for kind in list(globals().values()) if isinstance(kind, type) and kind.__module__ == __name__]
 REQUESTS: dict[str, type[Request]] = {
-    kind.__name__: kind
-    for kind in (
-        ProposePlan,
-        Describe,
-        TrainGan,
-        OfferArchive,
-        KeepArchive,
-        TrainClassifier,
-        ScoreClassifier,
-        MeasureArchive,
-        ShowExamples,
-        AdvertiseKeys,
-        ShareKeys,
-        Unmask,
-    )
+    kind.__name__: kind for kind in _KINDS if issubclass(kind, Request) and kind is not Request
 }
 REPLIES: dict[str, type[Reply]] = {
-    kind.__name__: kind
-    for kind in (
-        PlanStatus,
-        Description,
-        GanUpdate,
-        ArchiveWanted,
-        ArchiveKept,
-        ClassifierUpdate,
-        Scores,
-        ArchiveMeasured,
-        Examples,
-        SessionKeys,
-        SessionShares,
-        Masked,
-        UnmaskShares,
-        Refusal,
-    )
+    kind.__name__: kind for kind in _KINDS if issubclass(kind, Reply) and kind is not Reply
 }

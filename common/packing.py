@@ -25,7 +25,7 @@ import numpy.typing as npt
 from xfed.common.errors import FederationError
 from xfed.common.messages import REPLIES, REQUESTS, Reply, Request
 
-__all__ = ["digest_of", "digest_of_request", "pack", "unpack_reply", "unpack_request"]
+__all__ = ["digest_of", "digest_of_reply", "digest_of_request", "pack", "unpack_reply", "unpack_request"]
 
 T = TypeVar("T", Request, Reply)
 _SCALARS: Mapping[str, type[Any]] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -149,9 +149,18 @@ def digest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 def digest_of_request(request: Request) -> str:
     """Hex SHA-256 of everything a request says, arrays included."""
-    total = hashlib.sha256(type(request).__name__.encode())
-    for field in dataclasses.fields(request):
-        value = getattr(request, field.name)
+    return _digest_of_message(request)
+
+
+def digest_of_reply(reply: Reply) -> str:
+    """Hex SHA-256 of everything a reply says, arrays included: what a ledger's release line names."""
+    return _digest_of_message(reply)
+
+
+def _digest_of_message(message: Request | Reply) -> str:
+    total = hashlib.sha256(type(message).__name__.encode())
+    for field in dataclasses.fields(message):
+        value = getattr(message, field.name)
         text = digest_of(value) if field.type == "Arrays" else str(value)
         total.update(f"\x1f{field.name}\x1f{text}".encode())
     return total.hexdigest()

@@ -338,6 +338,25 @@ def plan_differences(before: Plan, now: Plan) -> list[str]:
     return lines
 
 
+def _privacy_lines(study: Study) -> list[str]:
+    if not study.private:
+        return [
+            "Differential privacy: none (epsilon is infinite): NOT PRIVATE. "
+            "What leaves may reveal something about single patients"
+        ]
+    privacy = study.privacy
+    lines = [
+        f"Differential privacy: epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for every patient, over the whole study; "
+        "this site keeps the ledger, and refuses what would exceed it",
+        "Made public by this site: how many patients of each class it declares (declared_patients of its policy)",
+    ]
+    if "dp-merf" in study.gan.method:
+        lines.append(
+            f"Phase 1 begins with one noisy mean of {study.gan.merf.features} random features per class (DP-MERF)"
+        )
+    return lines
+
+
 def asked_of_sites(plan: Plan) -> list[str]:
     """What a plan asks of each site, in words: a line for each thing that people should know before they approve."""
     study, gan, classifier = plan.study, plan.study.gan, plan.study.classifier
@@ -355,7 +374,7 @@ def asked_of_sites(plan: Plan) -> list[str]:
         f"Phase 3: classifiers {' and '.join(arms[arm] for arm in classifier.arms)} "
         f"({classifier.model}, width {classifier.width}): "
         f"at most {classifier.rounds} rounds, {per_round}, batches of {classifier.batch}",
-        "Differential privacy: none (epsilon is infinite): NOT PRIVATE. What leaves may reveal something about single patients",
+        *_privacy_lines(study),
     ]
     if study.secure:
         lines.append(
@@ -364,7 +383,10 @@ def asked_of_sites(plan: Plan) -> list[str]:
     else:
         lines.append("Secure aggregation: off. The coordinator sees the weights and sums of each site by itself")
     lines += [
-        "Leaves the site: weights of generators and classifiers, counts of images and patients, mean losses, "
+        "Leaves the site: weights of generators and classifiers, all trained with noise; declared sizes; noised counts of "
+        "scores; the privacy ledger"
+        if study.private
+        else "Leaves the site: weights of generators and classifiers, counts of images and patients, mean losses, "
         "sums of scores and of features",
         "Stays at the site: every image and label, patient numbers, file names, discriminators, optimizers' states",
     ]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xfed.common import fixed_point as fp
-from xfed.common import frechet, metrics
+from xfed.common import frechet, metrics, noisy_scores
 from xfed.common import messages as m
 from xfed.common.errors import FederationError, RefusedError
 from xfed.common.features import DIMENSIONS, SCORES
@@ -34,7 +34,9 @@ SUMMABLE: dict[type[m.Request], type[m.Reply]] = {
     m.Describe: m.Description,
     m.TrainGan: m.GanUpdate,
     m.TrainClassifier: m.ClassifierUpdate,
+    m.EmbedClass: m.Embedding,
     m.ScoreClassifier: m.Scores,
+    m.ScorePrivately: m.NoisyScores,
     m.MeasureArchive: m.ArchiveMeasured,
 }
 _SUM = "sum over sites"
@@ -65,8 +67,12 @@ def _statistics_template(request: m.Request, classes: int) -> Arrays:
             return {"images": _COUNT, "loss_g": _NUMBER, "loss_d": _NUMBER}
         case m.TrainClassifier():
             return {"images": _COUNT, "loss": _NUMBER}
+        case m.EmbedClass():
+            return {"images": _COUNT, "sum": np.zeros(request.features)}
         case m.ScoreClassifier():
             return metrics.to_arrays(metrics.zero(classes))
+        case m.ScorePrivately():
+            return {"confusion": np.zeros((classes, classes)), "histogram": np.zeros((classes, 2, noisy_scores.BINS))}
         case m.MeasureArchive():
             template: dict[str, npt.NDArray[Any]] = {}
             for label in range(classes):
@@ -90,8 +96,12 @@ def to_vectors(request: m.Request, reply: m.Reply, classes: int, sites: int) -> 
             values: Arrays = _weighted(reply.images, loss_g=reply.loss_g, loss_d=reply.loss_d)
         case m.ClassifierUpdate():
             values = _weighted(reply.images, loss=reply.loss)
+        case m.Embedding():
+            values = {"images": np.array(reply.images, np.int64), **reply.arrays}
         case m.Scores():
             values = reply.sums
+        case m.NoisyScores():
+            values = reply.arrays
         case m.Description():
             values = {"patients": np.array(reply.patients, np.int64), **reply.counts}
         case m.ArchiveMeasured():
@@ -136,8 +146,12 @@ def from_vectors(request: m.Request, words: Words, classes: int) -> m.Reply:
             return m.ClassifierUpdate(
                 site=_SUM, images=images, loss=float(sums["loss"]) / images, seconds=0.0, weights=mean
             )
+        case m.EmbedClass():
+            return m.Embedding(site=_SUM, images=int(sums["images"]), arrays={"sum": sums["sum"]})
         case m.ScoreClassifier():
             return m.Scores(site=_SUM, sums=sums)
+        case m.ScorePrivately():
+            return m.NoisyScores(site=_SUM, arrays=sums)
         case m.MeasureArchive():
             return m.ArchiveMeasured(site=_SUM, arrays={name: _divided(name, array) for name, array in sums.items()})
         case m.Describe():

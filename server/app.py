@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -20,11 +21,16 @@ __all__ = ["make_server_app"]
 
 
 def make_server_app(
-    study: Study, folder: Path, listener: Listener | None = None, proposal: Proposal | None = None
+    study: Study,
+    folder: Path,
+    listener: Listener | None = None,
+    proposal: Proposal | None = None,
+    members: Mapping[str, str] | None = None,
 ) -> ServerApp:
     """A ServerApp that runs or continues `study` in `folder`; every event goes to events.jsonl and to `listener`.
 
     With a `proposal` (a real federation) each site must approve the plan first, and has the name its key was admitted under.
+    `members`: site to public key, where there is no proposal that names them; a private study needs them.
     """
     app = ServerApp()
 
@@ -43,7 +49,9 @@ def make_server_app(
             journal=journal,
             checkpoints=Checkpoints(folder / "checkpoints", study.digest),
             descriptions=descriptions,
-            census=census_of(descriptions, len(study.classes), study.secure),
+            members=members if members is not None else proposal.members if proposal is not None else {},
+            # in a private study the sizes are declared ones, which are public
+            census=census_of(descriptions, len(study.classes), study.secure and not study.private),
         )
         conduct(run)
 

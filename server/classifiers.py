@@ -8,6 +8,9 @@
                                                                    --> checkpoints/classifier-<r>
     end: best weights --ScoreClassifier(test)--> every site --> per-arm summary, pooled and per site
 
+    private study: no validation (every score is a release), the last round is taken;
+                   end: --ScorePrivately--> every site --> noised counts, summed --> summary with the noise in its intervals
+
 DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2). Both arms
 share every other setting: balance, augmentation, rounds.
 """
@@ -21,12 +24,23 @@ import numpy as np
 import numpy.typing as npt
 
 from xfed.common.errors import FederationError
-from xfed.common.messages import ClassifierUpdate, Reply, Request, ScoreClassifier, Scores, TrainClassifier
+from xfed.common.messages import (
+    ClassifierUpdate,
+    NoisyScores,
+    Reply,
+    Request,
+    ScoreClassifier,
+    ScorePrivately,
+    Scores,
+    TrainClassifier,
+)
 from xfed.common.metrics import ScoreSums, add, from_arrays, summary, zero
+from xfed.common.noisy_scores import BINS, noisy_summary
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier, save_classifier
 from xfed.common.weights import parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
+from xfed.server.budgets import budgets_of, noise_of_scores
 from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["ArmResult", "train_classifiers"]
@@ -52,14 +66,14 @@ class _Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """An arm's end: best weights and round, curves, test sums pooled and per site."""
+    """An arm's end: best weights and round, curves, the summary on test patients pooled and per site."""
 
     weights: Arrays
     best_round: int
     stopped: str
     rounds: list[dict[str, Any]]
-    test: ScoreSums
-    sites: dict[str, ScoreSums]
+    test: dict[str, Any]
+    sites: dict[str, dict[str, Any]]
 
 
 def train_classifiers(run: Run) -> dict[str, ArmResult]:
@@ -72,14 +86,19 @@ def train_classifiers(run: Run) -> dict[str, ArmResult]:
         if not active:
             break
         losses = _train_round(run, round, active)
-        scored = _score(run, round, "validation", {arm.name: arm.average for arm in active})
-        for arm in active:
-            _judge(run, arm, round, losses[arm.name], scored[arm.name][0])
+        if study.private:
+            for arm in active:
+                arm.best, arm.best_round = arm.average, round
+                arm.rounds.append({"round": round, "loss": None})
+        else:
+            scored = _score(run, round, "validation", {arm.name: arm.average for arm in active})
+            for arm in active:
+                _judge(run, arm, round, losses[arm.name], scored[arm.name][0])
         _save(run, round, arms)
         run.journal.write(
             "round", phase=PHASE, round=round, rounds=settings.rounds, arms={arm.name: arm.rounds[-1] for arm in active}
         )
-    tested = _score(run, settings.rounds + 1, "test", {arm.name: arm.best for arm in arms})
+    tested = _test(run, {arm.name: arm.best for arm in arms})
     results = {}
     for arm in arms:
         pooled, by_site = tested[arm.name]
@@ -94,6 +113,42 @@ def train_classifiers(run: Run) -> dict[str, ArmResult]:
             sites=by_site,
         )
     return results
+
+
+def _test(run: Run, weights: dict[str, Arrays]) -> dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
+    """Per arm the summary over all sites and, in an open study, per site."""
+    classes = run.study.classes
+    if run.study.private:
+        return {name: (facts, {}) for name, facts in _test_privately(run, weights).items()}
+    tested = _score(run, run.study.classifier.rounds + 1, "test", weights)
+    return {
+        name: (summary(pooled, classes), {site: summary(sums, classes) for site, sums in sorted(by_site.items())})
+        for name, (pooled, by_site) in tested.items()
+    }
+
+
+def _test_privately(run: Run, weights: dict[str, Arrays]) -> dict[str, dict[str, Any]]:
+    """Noised counts of every site, added. The noise of each site is part of its public budget."""
+    classes = len(run.study.classes)
+    shapes = {"confusion": (classes, classes), "histogram": (classes, 2, BINS)}
+    totals = {name: {key: np.zeros(shape) for key, shape in shapes.items()} for name in weights}
+    answered: set[str] = set()
+
+    def fold(site: str, request: Request, reply: Reply) -> None:
+        if not isinstance(reply, NoisyScores) or not isinstance(request, ScorePrivately):
+            raise FederationError(f"{site} answered {type(reply).__name__} to ScorePrivately")
+        if {key: array.shape for key, array in reply.arrays.items()} != shapes:
+            raise FederationError(f"{site} sent noised scores of another form; they are left out")
+        for key, array in reply.arrays.items():
+            totals[request.arm][key] += array
+        if site != ALL_SITES:
+            answered.add(site)
+
+    requests = [ScorePrivately(study=run.study.digest, arm=name, weights=arrays) for name, arrays in weights.items()]
+    run.sum(f"{PHASE}-test", run.study.classifier.rounds + 1, requests, [run.exchange.sites] * len(requests), fold)
+    # a site that was lost adds neither counts nor noise; in a secure sum its name is not known, and the larger figure is said
+    deviation = noise_of_scores(budgets_of(run), sorted(answered) if answered else list(run.exchange.sites))
+    return {name: noisy_summary(arrays, run.study.classes, deviation) for name, arrays in totals.items()}
 
 
 def _resume(run: Run) -> tuple[list[_Arm], int]:
@@ -157,7 +212,7 @@ def _train_round(run: Run, round: int, active: list[_Arm]) -> dict[str, float]:
         check_update(reply.weights, start[request.arm], site)
         held = reply.images if site == ALL_SITES else run.census.training(site)
         means[request.arm].add(reply.weights, held)
-        losses[request.arm] += held * reply.loss
+        losses[request.arm] += held * reply.loss  # 0 in a private study: sites do not say it
 
     run.sum(PHASE, round, requests, [_sites_with(run, 0)] * len(requests), fold)
     for arm in active:

@@ -23,36 +23,28 @@ import numpy.typing as npt
 from xfed.common.durable import sha256_file
 from xfed.common.errors import FederationError
 from xfed.common.messages import Describe, Description, Examples, Reply, Request, ShowExamples
-from xfed.common.metrics import summary
 from xfed.common.version import versions
 from xfed.common.weights import digest_of
 from xfed.server.archive import build_archive, deliver_archive, read_archive
 from xfed.server.census import Census, census_of
 from xfed.server.classifiers import ArmResult, train_classifiers
 from xfed.server.generators import Generators, train_generators
+from xfed.server.privacy import privacy_section
 from xfed.server.quality import archive_quality
 from xfed.server.report import write_report
+from xfed.server.report_signature import sign_report
 from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["conduct"]
 
 SHOWN = 6
 CENSUS = "census"
-NOT_PRIVATE = (
-    "No differential privacy: epsilon is infinite. The discriminators stayed at the site; the generator's and classifier's "
-    "weights, which were trained on its patients, left it."
-)
-
-SUMS_ONLY = (
-    "Secure aggregation: the coordinator saw sums over the sites only, not this site's own weights, counts or scores. The sums "
-    "themselves are exact, and what they reveal about a patient is not bounded."
-)
 
 
 def conduct(run: Run) -> dict[str, Any]:
     """Run or continue the study; returns the report that was written. Raises `XfedError`."""
     study = run.study
-    if study.secure:
+    if study.secure and not study.private:  # declared sizes are public
         run = dataclasses.replace(run, census=_count_securely(run))
     generators = train_generators(run)
     manifest = build_archive(run, generators.weights)
@@ -85,12 +77,13 @@ def conduct(run: Run) -> dict[str, Any]:
             "progress_rounds": sorted(generators.progress),
         },
         "archive": {"counts": manifest["counts"], "root_sha256": manifest["root_sha256"], **quality},
-        "privacy": _privacy(run, generators),
+        "privacy": privacy_section(run, generators.holders),
         **_from_journal(run),
         "versions": versions(),
         "digests": _digests(run.folder, arms, manifest),
     }
     write_report(run.folder, report, _panels(run, generators, images, labels))
+    sign_report(run.folder)
     run.journal.write("finished", study=study.digest)
     return report
 
@@ -135,48 +128,13 @@ def _arm(run: Run, name: str, arm: ArmResult, synthetic: Mapping[str, int]) -> d
     classes = run.study.classes
     real = {c: int(run.census.counts[0, label]) for label, c in enumerate(classes)}
     return {
-        **summary(arm.test, classes),
-        "sites": {site: summary(sums, classes) for site, sums in sorted(arm.sites.items())},
+        **arm.test,
+        "sites": arm.sites,
         "rounds": arm.rounds,
         "best_round": arm.best_round,
         "stopped": arm.stopped,
         "counts": {c: {"real": real[c], "synthetic": synthetic[c] if name == "DS3" else 0} for c in classes},
     }
-
-
-def _privacy(run: Run, generators: Generators) -> dict[str, Any]:
-    """What each site released, and at what privacy cost: none of it is private in this version."""
-    return {
-        "sites": {
-            site: {
-                "unit": "patient",
-                "epsilon": None,
-                "delta": None,
-                "statement": f"{NOT_PRIVATE} {SUMS_ONLY}" if run.study.secure else NOT_PRIVATE,
-                "released": _released(run, generators, site),
-            }
-            for site in run.exchange.sites
-        },
-    }
-
-
-def _released(run: Run, generators: Generators, site: str) -> list[str]:
-    arms = run.study.classifier.arms
-    if run.study.secure:
-        return [
-            "its share of the sums over all sites, under masks:",
-            *[f"generator of {name}" for name in run.study.classes],
-            *[f"classifier of {arm}" for arm in arms],
-            "counts of images per class and split, confusion counts, score histograms, sums of features",
-        ]
-    released = [f"generator of {name}" for name in run.study.classes if site in generators.holders[name]]
-    released += [f"classifier of {arm}" for arm in arms]
-    return [
-        *released,
-        "counts of images per class and split",
-        "confusion counts and score histograms",
-        "sums of features",
-    ]
 
 
 def _from_journal(run: Run) -> dict[str, Any]:
@@ -226,7 +184,7 @@ def _panels(
         "synthetic": np.stack([_first(images[labels == label]) for label in range(len(run.study.classes))]),
         "progress": np.stack([generators.progress[round] for round in sorted(generators.progress)]),
     }
-    willing = [site for site in run.exchange.sites if run.descriptions[site].share_examples]
+    willing = [site for site in run.exchange.sites if run.descriptions[site].share_examples and not run.study.private]
     if willing:
         shown: list[npt.NDArray[np.uint8]] = []
 

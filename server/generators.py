@@ -2,6 +2,7 @@
 
 ::
 
+    gan.method with dp-merf: generators are fitted to noisy embeddings first (xfed.server.embeddings); alone, that is all
     round r:  G_c --TrainGan--> every site with class c --GanUpdate--> running mean = G_c(r), folded into EMA_c
               all classes in one exchange, so that no core waits      --> checkpoints/gan-<r> (G, EMA, history, sample images)
 
@@ -24,8 +25,9 @@ from xfed.common.gan import build_generator, ready_generator, render
 from xfed.common.messages import GanUpdate, Reply, Request, TrainGan
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import save_generator
-from xfed.common.weights import parameters_of, rounded, under
+from xfed.common.weights import Weights, parameters_of, rounded, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
+from xfed.server.embeddings import fit_from_embeddings
 from xfed.server.run import ALL_SITES, Run
 
 __all__ = ["Generators", "holders", "train_generators"]
@@ -33,15 +35,17 @@ __all__ = ["Generators", "holders", "train_generators"]
 PHASE = "gan"
 SHOWN_ROUNDS = 6
 
-Arrays = dict[str, npt.NDArray[np.float32]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generators:
-    """The trained generators: moving-average weights per class, loss history, and samples as they sharpened."""
+    """The trained generators: moving-average weights per class, loss history, and samples as they sharpened.
 
-    weights: dict[str, Arrays]
+    `fits`: per class the course of the distance to its embedding, where `gan.method` has one.
+    """
+
+    weights: dict[str, Weights]
     history: dict[str, list[dict[str, Any]]]
+    fits: dict[str, list[dict[str, Any]]]
     holders: dict[str, tuple[str, ...]]
     progress: dict[int, npt.NDArray[np.uint8]]
 
@@ -56,6 +60,11 @@ def holders(run: Run) -> dict[str, tuple[str, ...]]:
     for label, class_name in enumerate(run.study.classes):
         sites = tuple(site for site in run.exchange.sites if run.study.secure or census.sites[site][0, label] >= least)
         if not census.holders[label]:
+            if run.study.private:
+                raise FederationError(
+                    f"no site declares {run.study.gan.minimum_images} patients of {class_name} (gan.minimum_images). Leave the "
+                    "class out of `classes`, or let sites declare more (declared_patients of their policy)."
+                )
             raise FederationError(
                 f"no site holds {run.study.gan.minimum_images} training images of {class_name} (gan.minimum_images). "
                 "Lower it, add images, or leave the class out of `classes`."
@@ -68,7 +77,7 @@ def _shown_rounds(rounds: int) -> set[int]:
     return {max(1, round(rounds * (step + 1) ** 2 / SHOWN_ROUNDS**2)) for step in range(SHOWN_ROUNDS)}
 
 
-def _pack(prefix: str, weights: dict[str, Arrays]) -> Arrays:
+def _pack(prefix: str, weights: dict[str, Weights]) -> dict[str, npt.NDArray[Any]]:
     return {f"{prefix}/{name}/{key}": value for name, arrays in weights.items() for key, value in arrays.items()}
 
 
@@ -76,18 +85,25 @@ def train_generators(run: Run) -> Generators:
     """Run all rounds of phase 1 that are not done yet, and write models/generator-<class>.safetensors."""
     study = run.study
     sites = holders(run)
-    current = {name: parameters_of(build_generator(study, ("generator", name))) for name in study.classes}
-    average = current
+    current: dict[str, Weights] = {
+        name: parameters_of(build_generator(study, ("generator", name))) for name in study.classes
+    }
     history: dict[str, list[dict[str, Any]]] = {name: [] for name in study.classes}
     progress: dict[int, npt.NDArray[np.uint8]] = {}
+    rounds = study.gan.rounds if "dcgan" in study.gan.method else 0
     done = 0
+    fits: dict[str, list[dict[str, Any]]] = {}
+    if "dp-merf" in study.gan.method:
+        current, fits = fit_from_embeddings(run, current, sites)
+        progress[0] = _samples(run, current)
+    average = current
     if (checkpoint := run.checkpoints.latest(PHASE)) is not None:
         done, history = checkpoint.round, checkpoint.facts["history"]
         current = {name: under(checkpoint.arrays, f"g/{name}/") for name in study.classes}
         average = {name: under(checkpoint.arrays, f"ema/{name}/") for name in study.classes}
         progress = {int(number): images for number, images in under(checkpoint.arrays, "shown/").items()}
-    run.journal.write("phase", phase=PHASE, round=done, rounds=study.gan.rounds)
-    for round in range(done + 1, study.gan.rounds + 1):
+    run.journal.write("phase", phase=PHASE, round=done, rounds=rounds)
+    for round in range(done + 1, rounds + 1):
         new, losses = _one_round(run, round, current, sites)
         # the first rounds are far from anything worth remembering: the decay warms up
         decay = min(study.gan.ema, (round - 1) / (round + 4))
@@ -95,7 +111,7 @@ def train_generators(run: Run) -> Generators:
         current = new
         for name in study.classes:
             history[name].append({"round": round, **losses[name]})
-        if round in _shown_rounds(study.gan.rounds):
+        if round in _shown_rounds(rounds):
             progress[round] = _samples(run, average)
         run.checkpoints.save(
             PHASE,
@@ -107,16 +123,16 @@ def train_generators(run: Run) -> Generators:
             },
             {"history": history},
         )
-        run.journal.write("round", phase=PHASE, round=round, rounds=study.gan.rounds, losses=losses)
+        run.journal.write("round", phase=PHASE, round=round, rounds=rounds, losses=losses)
     for name in study.classes:
         path = run.folder / "models" / f"generator-{name}.safetensors"
-        save_generator(path, study, name, average[name], {"rounds": study.gan.rounds, "sites": list(sites[name])})
-    return Generators(weights=average, history=history, holders=sites, progress=progress)
+        save_generator(path, study, name, average[name], {"rounds": rounds, "sites": list(sites[name])})
+    return Generators(weights=average, history=history, fits=fits, holders=sites, progress=progress)
 
 
 def _one_round(
-    run: Run, round: int, current: dict[str, Arrays], sites: dict[str, tuple[str, ...]]
-) -> tuple[dict[str, Arrays], dict[str, dict[str, float]]]:
+    run: Run, round: int, current: dict[str, Weights], sites: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, Weights], dict[str, dict[str, float]]]:
     means = {name: RunningMean() for name in sites}
     sums = {name: {"loss_g": 0.0, "loss_d": 0.0} for name in sites}
     requests = [
@@ -150,7 +166,7 @@ def _one_round(
     return {name: mean.mean() for name, mean in means.items()}, losses
 
 
-def _samples(run: Run, weights: dict[str, Arrays]) -> npt.NDArray[np.uint8]:
+def _samples(run: Run, weights: dict[str, Weights]) -> npt.NDArray[np.uint8]:
     """One image per class from fixed latents, uint8 [C, S, S]."""
     study = run.study
     images = []

@@ -13,6 +13,7 @@ who are missing, if the quorum stands.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Proposal:
     text: str
     signature: str
     join_limit_s: float | None = None
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Site to admitted public key."""
+        return {str(site): str(key) for site, key in json.loads(self.text)["members"].items()}
 
 
 @dataclass

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from typing import Any
 from xfed.common.config import Study
 from xfed.common.errors import FederationError
 from xfed.common.journal import Journal
-from xfed.common.messages import Description, Reply, Request
+from xfed.common.messages import Description, Reply, Request, ShowLedger
 from xfed.server.census import Census
 from xfed.server.checkpoints import Checkpoints
 from xfed.server.exchange import Answer, Exchange
+from xfed.server.ledgers import LedgerCopies
 from xfed.server.secure import sum_over_sites
 
 __all__ = ["ALL_SITES", "Fold", "Run"]
@@ -45,6 +46,12 @@ class Run:
     checkpoints: Checkpoints
     descriptions: dict[str, Description]
     census: Census
+    members: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ledgers(self) -> LedgerCopies:
+        """The copies of the sites' privacy ledgers (private studies)."""
+        return LedgerCopies(self.folder / "ledgers", self.members)
 
     def ask(
         self,
@@ -98,6 +105,7 @@ class Run:
             pairs = [(site, request) for request, sites in zip(requests, holders, strict=True) for site in sites]
             labels = {named[id(request)]: _label(request) for request in requests}
             self.ask(phase, round, pairs, fold, group=lambda request: labels[named[id(request)]])
+            self.collect_ledgers(phase, round)
             return
         tally = _Tally(self, phase, round)
         federation, sites = self.study.federation, self.exchange.sites
@@ -123,6 +131,26 @@ class Run:
         tally.write(summed=list(result.partition.survivors), dropped=list(result.partition.dropped))
         for request, reply in result.replies:
             fold(ALL_SITES, request, reply)
+        self.collect_ledgers(phase, round)
+
+    def collect_ledgers(self, phase: str, round: int) -> None:
+        """In a private study, fetch what the sites' ledgers say since the last time; who shows nothing right is noted."""
+        if not self.study.private:
+            return
+        tally, copies = _Tally(self, "ledgers", round), self.ledgers
+        heads: dict[str, tuple[int, str]] = {}
+        fold = copies.fold(heads)
+        tally.ask(
+            [
+                (site, ShowLedger(study=self.study.digest, first=copies.copy(site).head()[0] + 1))
+                for site in self.exchange.sites
+            ],
+            lambda answer: fold(answer.site, answer.request, answer.reply),
+            0,
+        )
+        tally.write()
+        for site, (seq, digest) in sorted(heads.items()):
+            self.journal.write("ledger", site=site, seq=seq, hash=digest, phase=phase, round=round)
 
 
 def _label(request: Request) -> str:

@@ -10,10 +10,12 @@ Running the same command again continues a killed study; a finished one only wri
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 
 from xfed.client.app import make_client_app
@@ -27,6 +29,7 @@ from xfed.server.app import make_server_app
 from xfed.server.run_folder import claim
 from xfed.simulations.flower import run_local, run_ray
 from xfed.simulations.hospitals import Progress, build_hospitals, site_folders
+from xfed.simulations.warm_up import warm_up
 
 __all__ = ["SiteFolders", "load_run_study", "run_study"]
 
@@ -72,8 +75,12 @@ def run_study(
         claim(study, out)
         build_hospitals(study, out, data, progress)
         folders = tuple(folder.resolve() for folder in site_folders(out, study))
-        server_app = make_server_app(study, out.resolve(), listener)
+        members = json.loads((folders[0] / "members.json").read_text())
+        server_app = make_server_app(study, out.resolve(), listener, members=members)
         client_app = make_client_app(SiteFolders(folders))
+        if study.runtime.backend == "local":
+            torch.set_num_threads(study.runtime.threads)
+            warm_up(study)
         backend = run_ray if study.runtime.backend == "ray" else run_local
         backend(
             server_app,

@@ -70,11 +70,48 @@ def _passes(request: m.Request, study: Study = STUDY, policy: Policy = LOOSE) ->
 
 
 def test_every_kind_of_request_is_known_but_a_proposal_which_belongs_to_no_study() -> None:
-    assert _requests().keys() | {"ProposePlan"} == m.REQUESTS.keys()
+    assert _requests().keys() | _private_requests().keys() | {"ProposePlan"} == m.REQUESTS.keys()
     for study in (STUDY, SECURE):
         for request in _requests(study).values():
             _passes(request, study)
     assert "ProposePlan" in _refusal(m.ProposePlan(study=STUDY.digest, plan="", signature=""))
+
+
+PRIVATE_STUDY = tiny(
+    privacy={"epsilon": 3.0, "delta": 1e-4},
+    classifier={"balance": "loss"},
+    gan={"method": "dp-merf", "merf": {"features": 8}},
+)
+
+
+def _private_requests(study: Study = PRIVATE_STUDY) -> dict[str, m.Request]:
+    """One of each kind that private studies alone have, all inside."""
+    d = study.digest
+    requests = (
+        m.EmbedClass(study=d, class_name="Normal", features=8),
+        m.ScorePrivately(study=d, arm="DS1", weights=C),
+        m.ShowLedger(study=d, first=1),
+    )
+    return {type(request).__name__: request for request in requests}
+
+
+def test_what_private_studies_alone_ask_for_is_refused_in_others_and_the_reverse() -> None:
+    for request in _private_requests().values():
+        _passes(request, PRIVATE_STUDY)
+    for request in _private_requests(STUDY).values():
+        assert "private study" in _refusal(request, STUDY)
+    for kind in ("ScoreClassifier", "MeasureArchive"):
+        request = dataclasses.replace(_requests()[kind], study=PRIVATE_STUDY.digest)
+        assert "differentially private" in _refusal(request, PRIVATE_STUDY)
+    # dp-merf alone has no rounds of training
+    assert "gan.method is dp-merf" in _refusal(_requests(PRIVATE_STUDY)["TrainGan"], PRIVATE_STUDY)
+    for features in (7, 9, 0, 8.0):
+        wrong = m.EmbedClass(study=PRIVATE_STUDY.digest, class_name="Normal", features=features)  # type: ignore[arg-type]
+        assert "EmbedClass.features" in _refusal(wrong, PRIVATE_STUDY)
+    assert "EmbedClass.class_name" in _refusal(
+        m.EmbedClass(study=PRIVATE_STUDY.digest, class_name="../x", features=8), PRIVATE_STUDY
+    )
+    assert "ShowLedger.first" in _refusal(m.ShowLedger(study=PRIVATE_STUDY.digest, first=-1), PRIVATE_STUDY)
 
 
 def test_an_unknown_kind_is_refused_even_when_it_looks_like_a_known_one() -> None:

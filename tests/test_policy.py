@@ -20,6 +20,7 @@ LOOSE = Policy.permissive()
 SECURE = {"sites": {"count": 3}, "federation": {"secure_aggregation": "on"}}
 
 # field of the policy: its value at the bound, a study inside, a study just outside, the study's field in the words
+PRIVATE = {"classifier": {"balance": "loss"}}
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
     "classes": (
         ("Normal", "Cardiomegaly"),
@@ -72,6 +73,18 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         {"sites": {"count": 2}, "federation": {"secure_aggregation": "on"}},
         "sites.count: the study wants 2",
     ),
+    "epsilon_max": (
+        3.0,
+        {**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 1e-4}},
+        {**PRIVATE, "privacy": {"epsilon": 3.1, "delta": 1e-4}},
+        "privacy.epsilon: the study wants 3.1",
+    ),
+    "delta_max": (
+        1e-4,
+        {**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 1e-4}},
+        {**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 2e-4}},
+        "privacy.delta: the study wants 0.0002",
+    ),
     "share_examples": (
         False,
         {},
@@ -85,11 +98,9 @@ ALL_OR_NOTHING: dict[str, tuple[Any, Any, str]] = {
     "generator_models": (("other",), ("dcgan", "other"), "gan.model: the study wants dcgan"),
     "metrics": (("counts", "losses"), METRICS, "metrics: the study wants scores"),
     "allow_non_private": (False, True, "without differential privacy"),
-    "epsilon_max": (1e6, None, "without differential privacy"),
-    "delta_max": (0.5, None, "without differential privacy"),
 }
 # these bound requests and replies, not the study: tests/test_bounds.py
-PER_REQUEST = {"smallest_count", "max_request_mb"}
+PER_REQUEST = {"smallest_count", "max_request_mb", "epsilon_total_max", "declared_patients"}
 
 
 def _with(**changes: Any) -> Policy:
@@ -127,6 +138,18 @@ def test_a_study_without_differential_privacy_is_refused_with_what_to_set_and_wh
     remedy = re.search(r"set in policy.yaml: (.+)$", text)
     assert remedy is not None
     assert violations(parse_policy({**yaml.safe_load(remedy[1]), "minimum_images": 1}, "remedy"), tiny()) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("epsilon_max", 1e6), ("delta_max", 0.5)])
+def test_a_bound_on_the_budget_refuses_studies_without_one(field: str, value: float) -> None:
+    (text,) = violations(_with(**{field: value}), tiny())
+    assert "without differential privacy" in text
+    assert field in text
+
+
+def test_a_private_study_needs_no_permission_to_be_not_private() -> None:
+    study = tiny(**{**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 1e-4}})
+    assert violations(_with(allow_non_private=False), study) == []
 
 
 def test_all_violations_are_told_at_once_and_parts_narrow_them() -> None:
@@ -193,6 +216,8 @@ TIGHTER: dict[str, st.SearchStrategy[Any]] = {
     "allow_non_private": st.booleans(),
     "epsilon_max": st.floats(0.1, 10),
     "delta_max": st.floats(1e-9, 0.1),
+    "epsilon_total_max": st.floats(0.1, 10),
+    "declared_patients": st.just({"Normal": 10}),
     "require_secure_aggregation": st.booleans(),
     "minimum_summed_sites": st.integers(2, 6),
     "share_examples": st.booleans(),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xfed.client.bounds import check_reply, splits_taking_part
 from xfed.client.policy import Policy
+from xfed.client.reply_bounds import check_reply, splits_taking_part
 from xfed.common import messages as m
 from xfed.common.errors import RefusedError
 from xfed.common.frechet import feature_sums, to_arrays
@@ -64,6 +64,9 @@ def _replies() -> dict[str, m.Reply]:
         _classifier_update(9),
         _scores([0] * 9 + [1] * 9 + [2] * 9),
         _measured({0: (9, 9)}),
+        m.Embedding(images=9, arrays={"sum": np.zeros(8)}, **a),
+        m.NoisyScores(arrays={"confusion": np.zeros((3, 3))}, **a),
+        m.LedgerLines(lines="", head="{}", key="{}", **a),
         m.ArchiveWanted(missing="0", **a),
         m.ArchiveKept(digest=DIGEST, **a),
         m.Examples(arrays={"images": np.zeros((3, 1, 32, 32), np.uint8)}, **a),
@@ -93,9 +96,9 @@ def test_every_kind_of_reply_is_known_and_unknown_ones_stay() -> None:
 
 
 FORBIDDEN = {
-    "counts": {"Description", "GanUpdate", "ClassifierUpdate"},
+    "counts": {"Description", "GanUpdate", "ClassifierUpdate", "Embedding"},
     "losses": {"GanUpdate", "ClassifierUpdate"},
-    "scores": {"Scores"},
+    "scores": {"Scores", "NoisyScores"},
     "archive_scores": {"ArchiveMeasured"},
 }
 

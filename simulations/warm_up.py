@@ -1,0 +1,48 @@
+"""One throw-away training step before several threads train at once.
+
+::
+
+    run_study --warm_up (one thread)--> numeric libraries choose and make their kernels --> worker threads use the same ones
+
+A precaution. In 1 of 240 fresh processes in which two threads were the first to train a network, at the same moment, one of
+them ended with other bits (seen on a processor with AMX; which library did it is not known, and no difference was seen once a
+process was warm). A study promises equal bits, so kernels are chosen and compiled here, by one thread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xfed.common.classifier import predict, train_round
+from xfed.common.config import Study
+from xfed.common.devices import choose_device
+from xfed.common.gan import new_gan_state, train_gan_round
+from xfed.common.randomness import numpy_generator, torch_generator
+from xfed.common.registry import build_classifier
+
+__all__ = ["warm_up"]
+
+
+def warm_up(study: Study) -> None:
+    """Train the study's networks for one step on noise and forget them; takes as long as one step of each."""
+    device, rng = choose_device(study.runtime.device), numpy_generator(study.seed, "warm up")
+    images = rng.integers(0, 256, (len(study.classes), study.image_size, study.image_size), dtype=np.uint8)
+    rows = np.arange(len(images), dtype=np.int64)
+    state = new_gan_state(study, device, "warm up")
+    one_step = study.gan.model_copy(update={"steps_per_round": 1})
+    train_gan_round(state, images, rows, one_step, torch_generator(study.seed, "warm up"), study.precision)
+    model = build_classifier(study)
+    train_round(
+        model,
+        images,
+        rows,
+        None,
+        None,
+        settings=study.classifier,
+        learning_rate=study.classifier.learning_rate,
+        steps=1,
+        generator=torch_generator(study.seed, "warm up"),
+        precision=study.precision,
+        device=device,
+    )
+    predict(model, images, device=device, precision=study.precision)
