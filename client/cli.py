@@ -6,6 +6,7 @@
     check                   --> is everything ready, and what to do where it is not    (xfed.client.check_cli)
     approve, start, status                                                     (xfed.client.operations_cli)
     audit                   --> what was asked, what left, untouched or not    (xfed.client.audit_cli)
+    ledger                  --> what private studies have cost the patients    (xfed.client.ledger_cli)
     import SOURCE           --> image store + readiness report
     evaluate MODEL --images --> one arm's scores on the hospital's own folder; nothing is stored, nothing leaves
 
@@ -28,6 +29,7 @@ from rich.console import Console
 from xfed.client.audit_cli import audit
 from xfed.client.check_cli import check
 from xfed.client.enrolment_cli import enroll
+from xfed.client.ledger_cli import ledger
 from xfed.client.operations_cli import approve, start, status
 from xfed.common.config import Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
@@ -61,7 +63,7 @@ def _client() -> None:
     """What a hospital runs: real images never leave the machine that runs this."""
 
 
-for command in (enroll, check, approve, start, status, audit):
+for command in (enroll, check, approve, start, status, audit, ledger):
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -113,8 +113,6 @@ class Ledger:
         with locked(path) as file:
             self._catch_up(file)
 
-    # Writing
-
     def reserve(
         self, study: str, phase: str, class_name: str | None, round: int, events: Sequence[Event]
     ) -> Reservation:
@@ -187,8 +185,6 @@ class Ledger:
                 self._append(file, found, "resume", {"reason": _plain(reason)})
         return len(stale)
 
-    # Reading
-
     def standing(self) -> list[Reservation]:
         """Attempts that are reserved, neither released nor closed: under way, or broken off."""
         self._refresh()
@@ -214,6 +210,11 @@ class Ledger:
             if study in (None, name[0])
             for event in attempt.counted
         ]
+
+    def studies(self) -> list[str]:
+        """Digests of the studies that this site has reserved for, oldest first."""
+        self._refresh()
+        return list(dict.fromkeys(name[0] for name, attempt in self._attempts.items() if attempt.reserved))
 
     def epsilon_by_class(self, study: str | None, delta: float, *, overlap: int = 1) -> dict[str | None, float]:
         """What patients of each class have lost; under None those of classes with no event of their own."""
