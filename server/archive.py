@@ -48,6 +48,18 @@ STATEMENT = (
 )
 
 
+def _statement(study: Study) -> str:
+    """What the archive costs a patient, in words, from the study's budget: sites refuse what would exceed it."""
+    if not study.private:
+        return STATEMENT
+    privacy = study.privacy
+    return (
+        "Synthetic images: no picture shows a patient. They follow from releases with differential privacy for every patient "
+        f"(add or remove one) of every hospital: epsilon at most {privacy.epsilon:g} at delta {privacy.delta:g}, everything "
+        "else that the study releases included. The hospitals' ledgers say what was spent."
+    )
+
+
 def slug(class_name: str) -> str:
     """The class in file names: lower case, hyphens."""
     return class_name.strip().lower().replace(" ", "-")
@@ -121,7 +133,7 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
         "counts": counts,
         "generators": digests,
         "seed": study.seed,
-        "privacy": STATEMENT,
+        "privacy": _statement(study),
         "curation": "none: no person has looked at these images yet",
         "root_sha256": _root(files),
         "files": files,

@@ -222,7 +222,8 @@ def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
     guessing, result = _guessing(report), {}
     if any(facts.get("per_class") for facts in arms.values()):
         result["sensitivity"] = _dots(arms, report["classes"], "sensitivity", guessing, "sensitivity")
-    if any(facts.get("rounds") for facts in arms.values()):
+    # a private study scores no round
+    if any(entry.get("validation_loss") is not None for facts in arms.values() for entry in facts.get("rounds") or []):
         result["curves"] = figures.training_curves(arms, guessing)
     gan = (report.get("gan") or {}).get("classes") or {}
     if any(facts.get("rounds") for facts in gan.values()):

@@ -82,6 +82,9 @@ def test_the_auditor_verifies_the_run_and_finds_a_cut_ledger(finished: Path, tmp
 
 
 def test_nothing_without_noise_is_in_the_report(finished: Path) -> None:
+    manifest = json.loads((finished / "archive" / "manifest.json").read_text())
+    assert "epsilon at most 8 at delta 0.001" in manifest["privacy"]
+    assert "WITHOUT" not in manifest["privacy"]
     report = json.loads((finished / "report.json").read_text())
     assert all(entry["fid"] is None and entry["recall"] is None for entry in report["archive"]["quality"].values())
     for arm in report["arms"].values():
