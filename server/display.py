@@ -89,6 +89,7 @@ def _facts(event: dict[str, Any]) -> str:
         d, g = (sum(loss[key] for loss in losses) / len(losses) for key in ("loss_d", "loss_g"))
         return f"loss D {d:.2f}  G {g:.2f}"
     if "arms" in event:
-        scores = {arm: facts["validation_balanced_accuracy"] for arm, facts in event["arms"].items()}
+        # a private study scores no round
+        scores = {arm: facts.get("validation_balanced_accuracy") for arm, facts in event["arms"].items()}
         return "  ".join(f"{arm} {score:.3f}" for arm, score in scores.items() if score is not None)
     return ""

@@ -144,7 +144,7 @@ POINTS: tuple[Point, ...] = (
     _point("worker.start.after", "xfed.client.desk:Desk.__init__", "after", "the worker holds the site's lock"),
     _point("worker.asked.before", "xfed.client.audit:AuditLog.asked", "before", "a request was read, not logged", calls=8),
     _point("worker.asked.after", "xfed.client.audit:AuditLog.asked", "after", "a request is logged, not weighed", calls=8),
-    _point("worker.audit.torn", "xfed.client.audit:_put", "torn", "half a line of audit.jsonl", calls=12),
+    _point("worker.audit.torn", "xfed.client.audit:put", "torn", "half a line of audit.jsonl", calls=12),
     _point("worker.plan.after", "xfed.client.approval:Plans.receive", "after",
            "a plan is kept, the coordinator does not know"),
     _point("worker.left.before", "xfed.client.audit:AuditLog.left", "before", "an answer is stored, not logged", calls=8),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.conftest import tiny
 from xfed.client.cohort import cohort, declared_sizes
@@ -25,6 +27,7 @@ from xfed.common.errors import ConfigError, RefusedError
 from xfed.common.mechanism import SecretMechanism
 from xfed.common.registry import build_classifier
 from xfed.common.weights import parameters_of
+from xfed.server.display import StudyDisplay
 from xfed.simulations.neighbours import neighbour_study, write_pair
 from xfed.simulations.run import run_study
 
@@ -39,7 +42,8 @@ SMALL: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("private") / "run"
-    run_study(tiny(**SMALL), folder)
+    with StudyDisplay(Console(file=io.StringIO())) as display:
+        run_study(tiny(**SMALL), folder, listener=display)
     return folder
 
 
