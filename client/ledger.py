@@ -41,7 +41,7 @@ from xfed.client.ledger_key import ledger_key
 from xfed.client.line_file import locked, put, tail
 from xfed.common.accounting import epsilon as epsilon_of
 from xfed.common.accounting import epsilon_bound
-from xfed.common.dp_events import Event, merged
+from xfed.common.dp_events import Event, exposures, merged
 from xfed.common.errors import CheckpointError, FederationError, RefusedError
 from xfed.common.ledger_lines import (
     START,
@@ -218,7 +218,7 @@ class Ledger:
 
     def epsilon_by_class(self, study: str | None, delta: float, *, overlap: int = 1) -> dict[str | None, float]:
         """What patients of each class have lost; under None those of classes with no event of their own."""
-        exposed = _by_class(self.spent(study), overlap=overlap)
+        exposed = exposures(self.spent(study), overlap=overlap)
         return {class_name: epsilon_of(events, delta) for class_name, events in exposed.items()}
 
     def site_epsilon(self, study: str | None, delta: float, *, overlap: int = 1) -> float:
@@ -238,8 +238,8 @@ class Ledger:
         """Why doing `events` would exceed the budget `epsilon` at `delta` of a study, or of all (None); None if it would not."""
         spent = self.counted(study)
         asked = [(class_name, event) for event in events]
-        before = _by_class(spent, overlap=overlap)
-        for name, composed in _by_class([*spent, *asked], overlap=overlap).items():
+        before = exposures(spent, overlap=overlap)
+        for name, composed in exposures([*spent, *asked], overlap=overlap).items():
             if class_name not in (None, name) or epsilon_bound(composed, delta) <= epsilon:
                 continue
             if (after := epsilon_of(composed, delta)) > epsilon:
@@ -379,14 +379,6 @@ class Ledger:
             f"{self._path.name} of {self._site}: {about.phase}, {about.class_name or 'every class'}, round {about.round}, "
             f"attempt {about.attempt}: {why}. Nothing was sent; ask for the round again"
         )
-
-
-def _by_class(spent: Sequence[tuple[str | None, Event]], *, overlap: int) -> dict[str | None, list[Event]]:
-    """What patients of each class were exposed to: events of their class and those of every class. None: the latter alone."""
-    names = [None, *dict.fromkeys(name for name, _ in spent if name is not None)]
-    return {
-        name: merged(event.times(event.steps * overlap) for of, event in spent if of in (None, name)) for name in names
-    }
 
 
 def _plain(reason: str) -> str:

@@ -117,7 +117,7 @@ class PrivateSite:
     def _device(self) -> torch.device:
         return choose_device(self._study.runtime.device)
 
-    def describe(self, share_examples: bool = False) -> m.Description:
+    def describe(self) -> m.Description:
         """The declared sizes: nothing here was counted for the request."""
         sizes = np.array(self.declared, np.int64)
         counts = np.zeros((3, len(sizes)), np.int64)
@@ -125,7 +125,7 @@ class PrivateSite:
         return m.Description(
             site=self._name,
             patients=int(sizes.sum()),
-            share_examples=share_examples,
+            share_examples=False,
             software=SOFTWARE,
             counts={"counts": counts, "drawn": sizes, "holders": (sizes > 0).astype(np.int64)},
         )

@@ -13,11 +13,11 @@ neighbours differ by one patient (add or remove).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["Event", "merged"]
+__all__ = ["Event", "exposures", "merged"]
 
 _KEYS = ("mechanism", "unit", "sampling", "q", "sigma", "steps", "clip")
 
@@ -78,3 +78,11 @@ def merged(events: Iterable[Event]) -> list[Event]:
         key = event.times(1)
         steps[key] = steps.get(key, 0) + event.steps
     return [event.times(count) for event, count in steps.items()]
+
+
+def exposures(spent: Sequence[tuple[str | None, Event]], *, overlap: int) -> dict[str | None, list[Event]]:
+    """What patients of each class were exposed to: events of their class and those of every class. None: the latter alone."""
+    names = [None, *dict.fromkeys(name for name, _ in spent if name is not None)]
+    return {
+        name: merged(event.times(event.steps * overlap) for of, event in spent if of in (None, name)) for name in names
+    }

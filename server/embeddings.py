@@ -31,10 +31,10 @@ PHASE, FITS = "embeddings", "fits"
 
 def fit_from_embeddings(
     run: Run, start: Mapping[str, Weights], holders: Mapping[str, tuple[str, ...]]
-) -> tuple[dict[str, Weights], dict[str, list[dict[str, Any]]]]:
+) -> dict[str, Weights]:
     """Ask for the embeddings and fit a generator per class from the weights `start`, or go on where a killed run was.
 
-    Returns weights and the course of the distance per class. Raises `FederationError`.
+    Returns weights per class; the course of the distance stays in the checkpoint. Raises `FederationError`.
     """
     means = _embeddings(run, holders)
     fits: dict[str, Weights] = {}
@@ -53,7 +53,7 @@ def fit_from_embeddings(
         arrays = {f"{one}/{key}": value for one, weights in fits.items() for key, value in weights.items()}
         run.checkpoints.save(FITS, len(fits), arrays, {"history": history})
         run.journal.write("round", phase=FITS, round=len(fits), rounds=len(means), class_name=name)
-    return fits, history
+    return fits
 
 
 def _embeddings(run: Run, holders: Mapping[str, tuple[str, ...]]) -> dict[str, npt.NDArray[np.float32]]:

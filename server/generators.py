@@ -38,14 +38,10 @@ SHOWN_ROUNDS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Generators:
-    """The trained generators: moving-average weights per class, loss history, and samples as they sharpened.
-
-    `fits`: per class the course of the distance to its embedding, where `gan.method` has one.
-    """
+    """The trained generators: moving-average weights per class, loss history, and samples as they sharpened."""
 
     weights: dict[str, Weights]
     history: dict[str, list[dict[str, Any]]]
-    fits: dict[str, list[dict[str, Any]]]
     holders: dict[str, tuple[str, ...]]
     progress: dict[int, npt.NDArray[np.uint8]]
 
@@ -92,12 +88,12 @@ def train_generators(run: Run) -> Generators:
     progress: dict[int, npt.NDArray[np.uint8]] = {}
     rounds = study.gan.rounds if "dcgan" in study.gan.method else 0
     done = 0
-    fits: dict[str, list[dict[str, Any]]] = {}
-    if "dp-merf" in study.gan.method:
-        current, fits = fit_from_embeddings(run, current, sites)
+    checkpoint = run.checkpoints.latest(PHASE)
+    if checkpoint is None and "dp-merf" in study.gan.method:
+        current = fit_from_embeddings(run, current, sites)
         progress[0] = _samples(run, current)
     average = current
-    if (checkpoint := run.checkpoints.latest(PHASE)) is not None:
+    if checkpoint is not None:
         done, history = checkpoint.round, checkpoint.facts["history"]
         current = {name: under(checkpoint.arrays, f"g/{name}/") for name in study.classes}
         average = {name: under(checkpoint.arrays, f"ema/{name}/") for name in study.classes}
@@ -127,7 +123,7 @@ def train_generators(run: Run) -> Generators:
     for name in study.classes:
         path = run.folder / "models" / f"generator-{name}.safetensors"
         save_generator(path, study, name, average[name], {"rounds": rounds, "sites": list(sites[name])})
-    return Generators(weights=average, history=history, fits=fits, holders=sites, progress=progress)
+    return Generators(weights=average, history=history, holders=sites, progress=progress)
 
 
 def _one_round(

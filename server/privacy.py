@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xfed.common.accounting import claim
-from xfed.common.dp_events import Event, merged
+from xfed.common.dp_events import Event, exposures
 from xfed.common.ledger_lines import Line
 from xfed.server.budgets import budgets_of
 from xfed.server.run import Run
@@ -104,12 +104,11 @@ def _epsilons(run: Run, lines: Sequence[Line]) -> dict[str, float]:
     spent: list[tuple[str | None, Event]] = [
         (line.content.class_name, line.event) for line in lines if line.content.kind == "spend"
     ]
-    result = {}
-    for name in run.study.classes:
-        events = merged(event for of, event in spent if of in (None, name))
-        times = [event.times(event.steps * privacy.overlap) for event in events]
-        result[name] = claim(times, float(privacy.delta or 0)).epsilon if times else 0.0
-    return result
+    exposed = exposures(spent, overlap=privacy.overlap)
+    return {
+        name: claim(exposed.get(name, exposed[None]), float(privacy.delta or 0)).epsilon if spent else 0.0
+        for name in run.study.classes
+    }
 
 
 def _what(lines: Sequence[Line]) -> list[str]:

@@ -31,6 +31,8 @@ from xfed.server.run import Run
 __all__ = ["archive_quality"]
 
 LEAST = 2
+# features of real images without noise would be one more release of a private study; "recognised" needs none
+_UNMEASURED: dict[str, Any] = {"fid": None, "fid_floor": None, "images_compared": 0} | dict.fromkeys(SCORES)
 
 
 def archive_quality(
@@ -43,28 +45,11 @@ def archive_quality(
     load_parameters(model, weights)
     device = choose_device(study.runtime.device)
     model = model.to(device)
-    if study.private:
-        # features of real images without noise would be one more release; "recognised" needs none
-        unmeasured: dict[str, Any] = {"fid": None, "fid_floor": None, "images_compared": 0} | dict.fromkeys(SCORES)
-        return _quality(run, arm, {name: dict(unmeasured) for name in study.classes}, model, images, labels)
-    halves, scores = _ask(run, arm, weights)
-    quality: dict[str, dict[str, Any]] = {}
-    for label, name in enumerate(study.classes):
-        fake = images[labels == label]
-        quality[name] = {**_distances(halves[label], fake, model, device, study.precision), **scores[label]}
-    return _quality(run, arm, quality, model, images, labels)
-
-
-def _quality(
-    run: Run,
-    arm: str,
-    quality: dict[str, dict[str, Any]],
-    model: torch.nn.Module,
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    """The section of the report, with how often synthetic images are recognised."""
-    study, device = run.study, choose_device(run.study.runtime.device)
+    quality = (
+        {name: dict(_UNMEASURED) for name in study.classes}
+        if study.private
+        else _measured(run, arm, weights, model, images, labels)
+    )
     predicted = predict(model, images, device=device, precision=study.precision).argmax(1)
     recall = {name: float(np.mean(predicted[labels == label] == label)) for label, name in enumerate(study.classes)}
     run.journal.write("round", phase="quality", round=1, rounds=1)
@@ -72,6 +57,23 @@ def _quality(
         "quality": quality,
         "features": f"{study.classifier.model} of {arm}, projected to {DIMENSIONS} dimensions",
         "recognised": {"by": arm, "balanced_accuracy": float(np.mean(list(recall.values()))), "per_class": recall},
+    }
+
+
+def _measured(
+    run: Run,
+    arm: str,
+    weights: Weights,
+    model: torch.nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+) -> dict[str, dict[str, Any]]:
+    """Distances and scores per class, from the sites' sums."""
+    study, device = run.study, choose_device(run.study.runtime.device)
+    halves, scores = _ask(run, arm, weights)
+    return {
+        name: {**_distances(halves[label], images[labels == label], model, device, study.precision), **scores[label]}
+        for label, name in enumerate(study.classes)
     }
 
 

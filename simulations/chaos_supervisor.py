@@ -36,7 +36,7 @@ __all__ = ["Outcome", "Supervisor", "free_port_from"]
 
 RESTARTS = 12
 RESTART_PAUSE_S = 0.05
-TIME_LIMIT_S = 180.0
+TIME_LIMIT_S = 300.0
 STOP_LIMIT_S = 10.0
 ADDRESS = "127.0.0.1"
 

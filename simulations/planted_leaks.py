@@ -154,9 +154,7 @@ def time_of_a_round_in_the_answer() -> None:
 def true_number_of_patients_described() -> None:
     """The description of a site tells how many patients it has."""
     real = Private.describe
-    Private.describe = lambda self, share_examples=False: replace(
-        real(self, share_examples), patients=len(np.unique(self._store.patients))
-    )
+    Private.describe = lambda self: replace(real(self), patients=len(np.unique(self._store.patients)))
 
 
 @planted("test_private_study.py::test_a_private_study_answers_nothing_that_has_no_noise")

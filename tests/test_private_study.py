@@ -319,8 +319,8 @@ def test_neighbours_put_the_same_bytes_on_the_wire(tmp_path: Path) -> None:
 def test_replay_sees_a_count_that_leaves_without_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = PrivateSite.describe
 
-    def telling(self: PrivateSite, share_examples: bool = False) -> m.Description:
-        return dataclasses.replace(real(self, share_examples), patients=len(np.unique(self._store.patients)))
+    def telling(self: PrivateSite) -> m.Description:
+        return dataclasses.replace(real(self), patients=len(np.unique(self._store.patients)))
 
     monkeypatch.setattr(PrivateSite, "describe", telling)
     write_pair(tmp_path / "pair", 0)
