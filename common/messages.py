@@ -27,11 +27,10 @@ Each request names the study's digest; a site refuses any other study before it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy.typing as npt
+from xfed.common.message_base import Arrays, Reply, Request
 
 __all__ = [
     "REPLIES",
@@ -72,40 +71,6 @@ __all__ = [
     "Unmask",
     "UnmaskShares",
 ]
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Base of what the coordinator asks. `flower_type` routes it; `study` is the study's digest.
-
-    With a `session` the answer goes into a secure sum over the sites `peers` (names joined by commas);
-    `total` is the number of images that the sum's weights are shares of (`xfed.common.secure_sum`).
-    """
-
-    flower_type: ClassVar[str] = "query.ask"
-    study: str
-    session: str = ""
-    peers: str = ""
-    total: int = 0
-
-    @property
-    def key(self) -> str:
-        """Names this request among all of its study, for logs and stored answers."""
-        parts = [type(self).__name__]
-        for name in ("session", "class_name", "arm", "split", "shard", "round"):
-            value = getattr(self, name, None)
-            if value is not None:
-                parts.append(str(value).replace(" ", "_"))
-        return "-".join(parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """Base of what a site answers; `site` is the name it gives itself."""
-
-    site: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,9 +342,5 @@ class UnmaskShares(Reply):
 
 
 _KINDS = [kind for kind in list(globals().values()) if isinstance(kind, type) and kind.__module__ == __name__]
-REQUESTS: dict[str, type[Request]] = {
-    kind.__name__: kind for kind in _KINDS if issubclass(kind, Request) and kind is not Request
-}
-REPLIES: dict[str, type[Reply]] = {
-    kind.__name__: kind for kind in _KINDS if issubclass(kind, Reply) and kind is not Reply
-}
+REQUESTS: dict[str, type[Request]] = {kind.__name__: kind for kind in _KINDS if issubclass(kind, Request)}
+REPLIES: dict[str, type[Reply]] = {kind.__name__: kind for kind in _KINDS if issubclass(kind, Reply)}
