@@ -2,8 +2,8 @@
 
 ::
 
-    INCLUDED.npy (bool [m]: which canaries take part) --> per step: Mechanism.sample, sum of their unit vectors x clip,
-        Mechanism.release --> OUT.npy float32 [steps, m]
+    INCLUDED.npy (bool [m]: which canaries take part) --> per step of each event: Mechanism.sample, sum of their unit
+        vectors x clip, Mechanism.release --> OUT.npy float32 [all steps, m], events in the order given
 
 A canary is a patient whose clipped gradient is one coordinate alone (Dirac): nothing is easier to see, so what an attacker
 finds here bounds what any can find from below. This is the audited software in a box: `xfed-audit empirical` draws who takes
@@ -20,7 +20,7 @@ import torch
 import typer
 
 from xfed.common.console import run_app
-from xfed.common.errors import DataError
+from xfed.common.errors import ConfigError, DataError
 from xfed.common.mechanism import SecretMechanism
 
 __all__ = ["main"]
@@ -32,23 +32,35 @@ app = typer.Typer(add_completion=False)
 def canaries(
     included: Annotated[Path, typer.Argument(help="bool [m], .npy")],
     out: Annotated[Path, typer.Argument(help="float32 [steps, m], .npy")],
-    q: Annotated[float, typer.Option(help="Sampling rate.")] = 1.0,
-    sigma: Annotated[float, typer.Option(help="Noise multiplier that is run.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="Releases.")] = 1,
+    event: Annotated[
+        list[str],
+        typer.Option(help="Q,SIGMA,STEPS: sampling rate, noise multiplier that is run, releases. Several times."),
+    ],
     clip: Annotated[float, typer.Option(help="Sensitivity.")] = 1.0,
 ) -> None:
     """Run the mechanism on the canaries."""
     try:
-        chosen = np.flatnonzero(np.load(included, allow_pickle=False))
-        count = len(np.load(included, allow_pickle=False))
+        taking_part = np.load(included, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{included} is not an array of canaries ({error})") from error
-    mechanism, released = SecretMechanism(), np.zeros((steps, count), np.float32)
-    for step in range(steps):
-        total = torch.zeros(count)
-        total[torch.from_numpy(chosen[mechanism.sample(len(chosen), q)])] = clip
-        released[step] = mechanism.release({"sum": total}, sensitivity=clip, sigma=sigma)["sum"].numpy()
+    events = [_event(text) for text in event]
+    chosen, mechanism = np.flatnonzero(taking_part), SecretMechanism()
+    released = np.zeros((sum(steps for _, _, steps in events), len(taking_part)), np.float32)
+    rows = iter(released)
+    for q, sigma, steps in events:
+        for _ in range(steps):
+            total = torch.zeros(len(taking_part))
+            total[torch.from_numpy(chosen[mechanism.sample(len(chosen), q)])] = clip
+            next(rows)[:] = mechanism.release({"sum": total}, sensitivity=clip, sigma=sigma)["sum"].numpy()
     np.save(out, released)
+
+
+def _event(text: str) -> tuple[float, float, int]:
+    try:
+        q, sigma, steps = text.split(",")
+        return float(q), float(sigma), int(steps)
+    except ValueError as error:
+        raise ConfigError(f"--event {text!r:.80}: write it as Q,SIGMA,STEPS, for instance 0.05,1.2,400") from error
 
 
 def main() -> None:

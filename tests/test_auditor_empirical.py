@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binom
+from typer.testing import CliRunner
 
+from tests.audited import SiteLedger, once, poisson, run_folder, study
+from xfed.common.auditor.cli import app
 from xfed.common.auditor.empirical import best_guesses, empirical, lower_bound, scores_of
 
 SIGMA = 3.7391  # epsilon 1 at delta 1e-5, one Gaussian release (Balle and Wang 2018)
 
 
 def test_a_right_mechanism_is_not_contradicted_and_half_its_noise_is() -> None:
-    right = empirical(q=1.0, sigma=SIGMA, steps=1, delta=1e-5)
+    right = empirical(((1.0, SIGMA, 1),), delta=1e-5)
     assert 0.2 < right["epsilon_lower_bound"] < 1, "an attack that sees nothing would prove nothing"
-    half = empirical(q=1.0, sigma=SIGMA, steps=1, delta=1e-5, run_sigma=SIGMA / 2)
+    half = empirical(((1.0, SIGMA, 1),), delta=1e-5, noise=0.5)
     assert half["epsilon_lower_bound"] > 1, half
+
+
+def test_events_are_attacked_together() -> None:
+    # four releases with twice the noise are one release (a closed form), sampled ones add to them
+    alone = empirical(((1.0, 2 * SIGMA, 1),), delta=1e-5)["epsilon_lower_bound"]
+    together = empirical(((0.02, 3.0, 20), (1.0, 2 * SIGMA, 4)), delta=1e-5)["epsilon_lower_bound"]
+    assert alone < together < 1.1
+    assert empirical(((0.02, 3.0, 20), (1.0, 2 * SIGMA, 4)), delta=1e-5, noise=0.5)["epsilon_lower_bound"] > 1
+
+
+def test_the_command_attacks_what_a_ledger_tells(tmp_path: Path) -> None:
+    ledger = SiteLedger("site-01", study().digest)
+    ledger.attempt("generators", "Normal", 0, [once(4.0)])
+    ledger.attempt("classifier", None, 1, [poisson(0.05, 2.0, 30)])
+    ledger.attempt("scores", None, 1, [once(8.0)])
+    run = run_folder(tmp_path / "run", study(), [ledger])
+    done = CliRunner().invoke(app, ["empirical", str(run), "--json"])
+    assert done.exit_code == 0, done.output
+    site = json.loads(done.stdout)["sites"]["site-01"]
+    assert {(one["q"], one["sigma"], one["steps"]) for one in site["events"]} == {(1.0, 4.0, 1), (0.05, 2.0, 30), (1.0, 8.0, 1)}
+    assert 0 < site["epsilon_lower_bound"] <= site["epsilon_claimed"]
+    assert not site["contradicted"]
 
 
 @pytest.mark.parametrize(("right", "guesses"), [(80, 100), (150, 200), (990, 1000), (100, 100)])

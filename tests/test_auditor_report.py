@@ -228,6 +228,27 @@ def test_the_report_command(run: Path, tmp_path: Path) -> None:
     assert "odds" in table.stdout
 
 
+def test_a_bound_above_the_claim_is_a_finding(run: Path) -> None:
+    asked: list[Any] = []
+
+    def attack(bound: float) -> Any:
+        def found(events: Any, delta: float) -> dict[str, Any]:
+            asked.append(events)
+            return {"epsilon_lower_bound": bound, "confidence": 0.95, "right": 9, "guesses": 10, "canaries": 1000}
+
+        return found
+
+    honest = audit_facts(gather([run], None, {}), attack=attack(0.1))
+    assert honest["verified"], honest["problems"]
+    site = honest["sites"]["site-01"]
+    assert asked[0] == tuple((one["q"], one["sigma"], one["steps"]) for one in site["mechanisms"])
+    assert claim(asked[0], DELTA).epsilon == pytest.approx(site["epsilon"])
+    assert "at least 0.1 beside" in next(text for *_, title, text in honest["points"] if title == "Empirical lower bound")
+    wrong = audit_facts(gather([run], None, {}), attack=attack(1000.0))
+    assert not wrong["verified"]
+    assert any("canaries prove epsilon at least 1000" in problem for problem in wrong["problems"])
+
+
 def test_without_a_run_delta_must_be_given(tmp_path: Path) -> None:
     ledger = SiteLedger("site-01", "d" * 64)
     ledger.attempt("classifier", None, 1, [once(9.0)])

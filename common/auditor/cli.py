@@ -21,6 +21,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from xfed.common.auditor.accountants import Mechanisms
 from xfed.common.auditor.empirical import empirical as run_empirical
 from xfed.common.auditor.evidence import COORDINATOR, Evidence, gather
 from xfed.common.auditor.plan import parse_patients, plan_facts
@@ -91,12 +92,16 @@ def report(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Default: that of the run's config.yaml.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.html and audit.json.")] = None,
+    attack: Annotated[
+        bool, typer.Option("--empirical", help="Attack the installed mechanism with canaries, too (seconds per site).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Recompute epsilon from the ledgers by two accountants; ends with 4 when something does not verify."""
     from xfed.common.auditor.report import audit_facts, write_audit
 
-    facts = audit_facts(_evidence(ledgers, run, key), study=study, delta=delta)
+    evidence = _evidence(ledgers, run, key)
+    facts = audit_facts(evidence, study=study, delta=delta, attack=_attack if attack else None)
     files = write_audit(facts, out) if out is not None else []
     print_result(as_json, facts, *_table(facts), *(escape(_printable(str(path))) for path in files))
     if not facts["verified"]:
@@ -235,24 +240,58 @@ def replay(
 
 
 def empirical(
-    epsilon: Annotated[float, typer.Option(help="The claim of one release at --sigma and --delta.")],
-    sigma: Annotated[float, typer.Option(min=0.01, help="The claimed noise multiplier.")],
-    q: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The claimed sampling rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="How many releases.")] = 1,
-    delta: Annotated[float, typer.Option(min=0, max=0.1)] = 1e-5,
+    ledgers: Ledgers = None,
+    run: Run = None,
+    delta: Annotated[float | None, typer.Option(help="Default: that of the run's config.yaml, else 1e-5.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Without ledgers: the claim to be attacked.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(min=0.01, help="Without ledgers: the claimed noise multiplier.")
+    ] = None,
+    q: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Without ledgers: the claimed sampling rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Without ledgers: how many releases.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Attack the installed mechanism with canaries: a lower bound of epsilon; above the claim, the claim is wrong (4)."""
-    facts = {**run_empirical(q=q, sigma=sigma, steps=steps, delta=delta), "epsilon_claimed": epsilon}
-    wrong = facts["epsilon_lower_bound"] > epsilon
-    facts["contradicted"] = wrong
-    text = (
-        f"{facts['right']} of {facts['guesses']} guesses were right: epsilon is at least {facts['epsilon_lower_bound']:.3g} "
-        f"({facts['confidence']:.0%} confidence); claimed {epsilon:.3g}: "
-    )
-    print_result(as_json, facts, text + ("[bold red]the claim is wrong[/]." if wrong else "not contradicted."))
-    if wrong:
+    """Attack the installed mechanism with canaries: a lower bound of epsilon; above the claim, the claim is wrong (4).
+
+    With ledgers: the mechanism does all that patients of the worst class were exposed to, and the claim is the ledger's.
+    """
+    if ledgers or run is not None:
+        facts = _attacked_sites(_evidence(ledgers, run, None), delta)
+    elif epsilon is not None and sigma is not None:
+        found = run_empirical(((q, sigma, steps),), delta=1e-5 if delta is None else delta)
+        facts = {"(claim)": {**found, "epsilon_claimed": epsilon}}
+    else:
+        raise ConfigError("name ledgers or a run folder, or give --epsilon and --sigma of a claim")
+    lines = []
+    for name, one in facts.items():
+        one["contradicted"] = one["epsilon_lower_bound"] > one["epsilon_claimed"]
+        lines.append(
+            f"{escape(_printable(name))}: {one['right']} of {one['guesses']} guesses were right: epsilon is at least "
+            f"{one['epsilon_lower_bound']:.3g} ({one['confidence']:.0%} confidence); claimed {one['epsilon_claimed']:.3g}: "
+            + ("[bold red]the claim is wrong[/]." if one["contradicted"] else "not contradicted.")
+        )
+    print_result(as_json, {"sites": facts}, *lines)
+    if any(one["contradicted"] for one in facts.values()):
         raise typer.Exit(CheckpointError.exit_code)
+
+
+def _attack(events: Mechanisms, delta: float) -> dict[str, Any]:
+    return run_empirical(events, delta=delta)
+
+
+def _attacked_sites(evidence: Evidence, delta: float | None) -> dict[str, dict[str, Any]]:
+    """Per site the bound beside the ledger's claim. Raises `CheckpointError` where there is nothing to contradict."""
+    from xfed.common.auditor.report import audit_facts
+
+    facts = audit_facts(evidence, delta=delta, attack=_attack)
+    found = {}
+    for name, site in facts["sites"].items():
+        if site["empirical"] is None:
+            raise CheckpointError(
+                f"the ledger of {name} claims epsilon {'0' if site['epsilon'] == 0 else 'infinite'}: nothing can contradict it"
+            )
+        found[name] = {**site["empirical"], "class": site["worst_class"], "epsilon_claimed": site["epsilon"]}
+    return found
 
 
 for command in (verify, report, plan, replay, empirical):

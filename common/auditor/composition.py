@@ -74,6 +74,7 @@ def site_facts(audit: SiteAudit, scope: Scope) -> dict[str, Any]:
         "epsilon": epsilon,
         "delta": scope.delta,
         "worst_class": worst,
+        "mechanisms": [{"q": q, "sigma": sigma, "steps": steps} for q, sigma, steps in groups[worst]],
         "budget": scope.budget,
         "budget_left": None if scope.budget is None or epsilon is None else scope.budget - epsilon,
         "accountants": _accountants(claims[worst]),

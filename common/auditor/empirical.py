@@ -2,8 +2,9 @@
 
 ::
 
+    events (q, sigma, steps): given, or those that patients of a ledger's worst class were exposed to
     m canaries, each included with probability 1/2 (drawn here) --> python -m xfed.simulations.canaries (audited, own process)
-        --> released sums --score: log-likelihood ratio--> the surest guesses: in, out; the others: none
+        --> released sums of all events --score: log-likelihood ratio--> the surest guesses: in, out; the others: none
         --> how many were right --> the largest epsilon that so many right guesses contradict = lower bound
 
 Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run", theorem 5.2: under (epsilon, delta)-DP, of r
@@ -25,18 +26,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xfed.common.errors import CheckpointError
+from xfed.common.auditor.accountants import Mechanisms
+from xfed.common.errors import CheckpointError, ConfigError
 
 __all__ = ["empirical", "lower_bound", "scores_of"]
 
 Array = npt.NDArray[np.float64]
+FEWEST, MOST, MOST_VALUES = 1_000, 50_000, 60_000_000
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Of the canaries, guessed; few sure guesses where much noise is, many where little is."""
+_ROWS = 64
 
 
 def scores_of(released: npt.NDArray[np.float32], q: float, sigma: float, clip: float) -> Array:
     """Log-likelihood ratio of "in" against "out" for each canary, float64 [m]; `released` [steps, m], sigma as claimed."""
-    x = released.astype(np.float64) / clip
-    ratio = (2 * x - 1) / (2 * sigma**2)
-    result: Array = np.logaddexp(math.log1p(-q) if q < 1 else -np.inf, math.log(q) + ratio).sum(axis=0)
+    result: Array = np.zeros(released.shape[1])
+    for start in range(0, len(released), _ROWS):
+        x = released[start : start + _ROWS].astype(np.float64) / clip
+        ratio = (2 * x - 1) / (2 * sigma**2)
+        result += np.logaddexp(math.log1p(-q) if q < 1 else -np.inf, math.log(q) + ratio).sum(axis=0)
     return result
 
 
@@ -75,23 +83,44 @@ def best_guesses(scores: Array, included: npt.NDArray[np.bool_], guesses: int) -
     return int((~included[order[:half]]).sum() + included[order[len(order) - half :]].sum())
 
 
-def empirical(
-    *,
-    q: float,
-    sigma: float,
-    steps: int,
-    delta: float,
-    canaries: int = 50_000,
-    confidence: float = 0.95,
-    run_sigma: float | None = None,
-) -> dict[str, Any]:
-    """Audit the installed mechanism at the claimed q, sigma and steps; `run_sigma`: run it with other noise than claimed (tests).
+def _rehearsed(events: Mechanisms, rng: np.random.Generator, canaries: int, delta: float, confidence: float) -> int:
+    """The number of guesses (even) that gives the highest bound against a mechanism that is as claimed, made up here."""
+    included = rng.random(canaries) < 0.5
+    scores = np.zeros(canaries)
+    for q, sigma, steps in events:
+        for _ in range(steps):
+            sampled = included & (rng.random(canaries) < q)
+            released = rng.normal(sampled, sigma).astype(np.float32)
+            scores += scores_of(released[None], q, sigma, 1.0)
+    counts = [2 * max(1, round(canaries * share / 2)) for share in SHARES]
+    bounds = [
+        lower_bound(best_guesses(scores, included, count), count, canaries, delta, confidence) for count in counts
+    ]
+    return counts[int(np.argmax(bounds))]
 
-    The number of guesses is fixed beforehand (a hundredth of the canaries): the confidence holds for the one bound that is said.
+
+def empirical(
+    events: Mechanisms,
+    *,
+    delta: float,
+    canaries: int | None = None,
+    confidence: float = 0.95,
+    noise: float = 1.0,
+) -> dict[str, Any]:
+    """Audit the installed mechanism at the claimed events, (q, sigma, steps) each, composed; the bound is of all together.
+
+    `canaries`: by default as many as fit into 240 MB of releases, at most 50,000 and 1 / (2 delta) (the theorem's term in delta
+    grows with them). `noise`: run it with so many times the claimed sigma (to see that a wrong mechanism is found). The number
+    of guesses is fixed beforehand, in a rehearsal with noise of the auditor's own: the confidence holds for the one bound that
+    is said. Raises `ConfigError` without an event.
     """
-    guesses = 2 * max(1, canaries // 200)
-    seed = secrets.randbits(128)
-    included = np.random.default_rng(seed).random(canaries) < 0.5
+    if not events:
+        raise ConfigError("there is no event to audit: nothing was released, and epsilon is 0")
+    total = sum(steps for _, _, steps in events)
+    canaries = canaries or max(FEWEST, min(MOST, MOST_VALUES // total, int(0.5 / max(delta, 1e-12))))
+    rng = np.random.default_rng(secrets.randbits(128))
+    guesses = _rehearsed(events, rng, canaries, delta, confidence)
+    included = rng.random(canaries) < 0.5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "included.npy", included)
@@ -102,12 +131,15 @@ def empirical(
             str(folder / "included.npy"),
             str(folder / "out.npy"),
         ]
-        options = ["--q", str(q), "--sigma", str(run_sigma or sigma), "--steps", str(steps)]
+        options = [f"--event={q!r},{sigma * noise!r},{steps}" for q, sigma, steps in events]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CheckpointError(f"the audited software failed on canaries:\n{done.stderr[-2000:]}")
         released = np.load(folder / "out.npy", allow_pickle=False)
-    right = best_guesses(scores_of(released, q, sigma, 1.0), included, guesses)
+    ends = np.cumsum([steps for _, _, steps in events])
+    parts = np.split(released, ends[:-1])
+    scores = sum(scores_of(part, q, sigma, 1.0) for part, (q, sigma, _) in zip(parts, events, strict=True))
+    right = best_guesses(np.asarray(scores), included, guesses)
     return {
         "canaries": canaries,
         "guesses": guesses,
@@ -115,5 +147,5 @@ def empirical(
         "confidence": confidence,
         "epsilon_lower_bound": lower_bound(right, guesses, canaries, delta, confidence),
         "delta": delta,
-        "claimed": {"q": q, "sigma": sigma, "steps": steps},
+        "events": [{"q": q, "sigma": sigma, "steps": steps} for q, sigma, steps in events],
     }

@@ -11,7 +11,7 @@ OUT/audit.json and OUT/audit.html are whole or absent when the power goes. An ep
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 
+from xfed.common.auditor.accountants import Mechanisms
 from xfed.common.auditor.composition import ARTEFACTS, Scope, site_facts
 from xfed.common.auditor.curve import curve_svg
 from xfed.common.auditor.evidence import Evidence, phases_read
@@ -30,12 +31,20 @@ from xfed.common.version import SOFTWARE
 __all__ = ["SCHEMA", "audit_facts", "render", "write_audit"]
 
 SCHEMA = 1
+Attack = Callable[[Mechanisms, float], dict[str, Any]]
 
 
 def audit_facts(
-    evidence: Evidence, *, study: str | None = None, delta: float | None = None, now: datetime | None = None
+    evidence: Evidence,
+    *,
+    study: str | None = None,
+    delta: float | None = None,
+    now: datetime | None = None,
+    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Everything the report says, as JSON. `study` None: that of the run, or all that the ledgers hold.
+
+    `attack`: the one-run audit (`xfed.common.auditor.empirical`), asked once per site whose epsilon is finite and above 0.
 
     Raises `ConfigError` without ledgers, without a delta, or for a study that no ledger knows.
     """
@@ -58,7 +67,10 @@ def audit_facts(
     for name, audit in evidence.sites.items():
         trained = phases_read(evidence.report, name) if own else frozenset()
         scope = Scope(study=wanted, delta=float(given), overlap=overlap, trained=trained, budget=budget)
-        sites[name] = site_facts(audit, scope)
+        sites[name] = {**site_facts(audit, scope), "empirical": None}
+        if attack is not None and sites[name]["epsilon"]:
+            events = tuple((one["q"], one["sigma"], one["steps"]) for one in sites[name]["mechanisms"])
+            sites[name]["empirical"] = attack(events, float(given))
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "created": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -80,7 +92,7 @@ def audit_facts(
         "problems": [str(problem) for problem in evidence.problems],
     }
     facts["delta_check"], too_large = _delta_check(evidence, float(given) if own else None)
-    facts["problems"] += [*too_large, *_claims(evidence, sites, budget, overlap, own)]
+    facts["problems"] += [*too_large, *_claims(evidence, sites, budget, overlap, own), *_refuted(sites)]
     facts["verified"] = not facts["problems"]
     facts["consequence"] = consequence(facts["maximum"]["epsilon"], float(given))
     facts["points"] = points(facts, evidence.config if own else {})
@@ -158,6 +170,16 @@ def _claims(evidence: Evidence, sites: Mapping[str, Any], budget: float | None, 
                 f"{f' (overlap {overlap})' if overlap > 1 else ''}. To do: ask the site why it did not refuse"
             )
     return found
+
+
+def _refuted(sites: Mapping[str, Any]) -> list[str]:
+    """Claims below the lower bound that an attack on the installed mechanism proved."""
+    return [
+        f"{name}: canaries prove epsilon at least {site['empirical']['epsilon_lower_bound']:.4g}, and its ledger shows "
+        f"{site['epsilon']:.4g}. To do: release nothing; the installed software does not make the noise that it writes down"
+        for name, site in sites.items()
+        if site["empirical"] is not None and site["empirical"]["epsilon_lower_bound"] > site["epsilon"]
+    ]
 
 
 def render(facts: Mapping[str, Any]) -> str:
