@@ -133,6 +133,16 @@ class Archive(Section):
     target: float = Field(1.0, gt=0, le=10)
     per_class: int = Field(500, ge=1, le=1_000_000)
     minimum: int = Field(64, ge=1, description="images per class at the least, so that every class can be looked at")
+    filter: bool = Field(
+        True, description="leave out synthetic images that are blank, saturated, far from their class, or duplicates"
+    )
+    tstr_steps: int = Field(
+        400,
+        ge=0,
+        le=100_000,
+        description="steps of a classifier on the archive alone, at the coordinator, scored once on real test patients (TSTR); "
+        "0 = not done; never done in a private study",
+    )
 
 
 class Classifier(Section):
@@ -158,6 +168,12 @@ class Classifier(Section):
         ge=0,
         le=1,
         description="share of each class's draws that are synthetic in DS3; null = in proportion to counts",
+    )
+    pretraining: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="steps on the archive alone, at the coordinator, before DS3's first round; they cost no privacy",
     )
     average: float = Field(
         0.0, ge=0, lt=1, description="decay per round of a moving average of the global model; 0 = off"

@@ -2,6 +2,7 @@
 
 ::
 
+    before: DS3 may start from the archive alone (classifier.pretraining steps, here: no real image is read)
     round r, all arms at once:
       weights_arm --TrainClassifier--> every site --ClassifierUpdate--> running mean (--> moving average over rounds)
       candidate   --ScoreClassifier(validation)--> every site --Scores--> sums --> better than the best so far? keep it
@@ -17,12 +18,14 @@ share every other setting: balance, augmentation, rounds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xfed.common.devices import choose_device
 from xfed.common.errors import FederationError
 from xfed.common.messages import (
     ClassifierUpdate,
@@ -38,12 +41,13 @@ from xfed.common.metrics import ScoreSums, add, from_arrays, summary, zero
 from xfed.common.noisy_scores import BINS, noisy_summary
 from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier, save_classifier
-from xfed.common.weights import parameters_of, under
+from xfed.common.synthetic_training import train_on_synthetic
+from xfed.common.weights import Weights, parameters_of, under
 from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.budgets import budgets_of, noise_of_scores
 from xfed.server.run import ALL_SITES, Run
 
-__all__ = ["ArmResult", "train_classifiers"]
+__all__ = ["ArmResult", "score_on_test_patients", "train_classifiers"]
 
 PHASE = "classifier"
 
@@ -76,10 +80,13 @@ class ArmResult:
     sites: dict[str, dict[str, Any]]
 
 
-def train_classifiers(run: Run) -> dict[str, ArmResult]:
-    """Run all rounds of phase 3 that are not done yet, score the best ones, write models/classifier-<arm>.safetensors."""
+def train_classifiers(run: Run, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> dict[str, ArmResult]:
+    """Run all rounds of phase 3 that are not done yet, score the best ones, write models/classifier-<arm>.safetensors.
+
+    `images` uint8 [n, S, S] and `labels` int64 [n]: the archive, for pretraining.
+    """
     study, settings = run.study, run.study.classifier
-    arms, done = _resume(run)
+    arms, done = _resume(run, images, labels)
     run.journal.write("phase", phase=PHASE, round=done, rounds=settings.rounds)
     for round in range(done + 1, settings.rounds + 1):
         active = [arm for arm in arms if not arm.stopped]
@@ -98,7 +105,7 @@ def train_classifiers(run: Run) -> dict[str, ArmResult]:
         run.journal.write(
             "round", phase=PHASE, round=round, rounds=settings.rounds, arms={arm.name: arm.rounds[-1] for arm in active}
         )
-    tested = _test(run, {arm.name: arm.best for arm in arms})
+    tested = score_on_test_patients(run, {arm.name: arm.best for arm in arms})
     results = {}
     for arm in arms:
         pooled, by_site = tested[arm.name]
@@ -115,8 +122,10 @@ def train_classifiers(run: Run) -> dict[str, ArmResult]:
     return results
 
 
-def _test(run: Run, weights: dict[str, Arrays]) -> dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
-    """Per arm the summary over all sites and, in an open study, per site."""
+def score_on_test_patients(
+    run: Run, weights: Mapping[str, Weights]
+) -> dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
+    """Per arm of `weights` the summary over all sites and, in an open study, per site. Raises `FederationError`."""
     classes = run.study.classes
     if run.study.private:
         return {name: (facts, {}) for name, facts in _test_privately(run, weights).items()}
@@ -127,7 +136,7 @@ def _test(run: Run, weights: dict[str, Arrays]) -> dict[str, tuple[dict[str, Any
     }
 
 
-def _test_privately(run: Run, weights: dict[str, Arrays]) -> dict[str, dict[str, Any]]:
+def _test_privately(run: Run, weights: Mapping[str, Weights]) -> dict[str, dict[str, Any]]:
     """Noised counts of every site, added. The noise of each site is part of its public budget."""
     classes = len(run.study.classes)
     shapes = {"confusion": (classes, classes), "histogram": (classes, 2, BINS)}
@@ -151,13 +160,21 @@ def _test_privately(run: Run, weights: dict[str, Arrays]) -> dict[str, dict[str,
     return {name: noisy_summary(arrays, run.study.classes, deviation) for name, arrays in totals.items()}
 
 
-def _resume(run: Run) -> tuple[list[_Arm], int]:
-    study = run.study
+def _resume(run: Run, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> tuple[list[_Arm], int]:
+    study, steps = run.study, run.study.classifier.pretraining
     # both arms start from the same weights, so that they differ in their data alone
     start = parameters_of(build_classifier(study, torch_generator(study.seed, "classifier")))
     arms = [_Arm(name, start, start, start) for name in study.classifier.arms]
     checkpoint = run.checkpoints.latest(PHASE)
     if checkpoint is None:
+        for arm in arms:
+            if arm.name == "DS3" and steps:
+                run.journal.write("phase", phase="pretraining", round=0, rounds=steps)
+                device = choose_device(study.runtime.device)
+                ready = dict(
+                    train_on_synthetic(study, images, labels, steps=steps, purpose="pretraining", device=device)
+                )
+                arm.current = arm.average = arm.best = ready
         return arms, 0
     for arm in arms:
         for part in ("current", "average", "best"):
@@ -223,7 +240,7 @@ def _train_round(run: Run, round: int, active: list[_Arm]) -> dict[str, float]:
 
 
 def _score(
-    run: Run, round: int, split: str, weights: dict[str, Arrays]
+    run: Run, round: int, split: str, weights: Mapping[str, Weights]
 ) -> dict[str, tuple[ScoreSums, dict[str, ScoreSums]]]:
     classes = len(run.study.classes)
     totals = {name: zero(classes) for name in weights}

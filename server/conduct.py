@@ -50,7 +50,7 @@ def conduct(run: Run) -> dict[str, Any]:
     manifest = build_archive(run, generators.weights)
     images, labels = read_archive(run.folder / "archive", study.classes)
     deliver_archive(run, manifest["root_sha256"], images, labels)
-    arms = train_classifiers(run)
+    arms = train_classifiers(run, images, labels)
     judge = "DS1" if "DS1" in arms else next(iter(arms))
     quality = archive_quality(run, judge, arms[judge].weights, images, labels)
     report = {
