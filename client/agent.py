@@ -13,7 +13,6 @@ the coordinator.
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from xfed.common.bundle import DIGEST
 from xfed.common.errors import FederationError
 from xfed.common.messages import Refusal
 from xfed.common.packing import pack
+from xfed.common.stopping import StopFlag
 from xfed.common.telemetry import silence
 
 __all__ = ["run_agent"]
@@ -39,7 +39,7 @@ BACKOFF_S = (0.5, 10.0)
 WORKER_TRIES = 3
 
 
-def run_agent(home: SiteHome, report: Report, stop: threading.Event, address: str | None = None) -> None:
+def run_agent(home: SiteHome, report: Report, stop: StopFlag, address: str | None = None) -> None:
     """Serve until `stop` is set. Raises `IdentityError` when the coordinator does not (or no longer) admit this site."""
     silence()
     worker = Worker(home.folder, home.folder / "worker.log", lambda pid: report("worker", {"pid": pid}))
@@ -64,7 +64,7 @@ def run_agent(home: SiteHome, report: Report, stop: threading.Event, address: st
         worker.stop()
 
 
-def _serve(home: SiteHome, link: FleetLink, worker: Worker, report: Report, stop: threading.Event) -> None:
+def _serve(home: SiteHome, link: FleetLink, worker: Worker, report: Report, stop: StopFlag) -> None:
     quick_until = time.monotonic() + QUICK_FOR_S
     while not stop.is_set():
         asked = time.monotonic()

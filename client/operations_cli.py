@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from xfed.client.home import SiteHome, load_home
 from xfed.common.durable import exclusive
 from xfed.common.errors import RefusedError
 from xfed.common.journal import Journal
+from xfed.common.stopping import StopFlag
 
 __all__ = ["approve", "start", "status"]
 
@@ -46,9 +46,8 @@ def start(
     for warning in home.warnings():
         console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
     journal = Journal(home.folder / "agent.jsonl")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopFlag()
+    stop.set_on(signal.SIGTERM, signal.SIGINT)
 
     def report(kind: str, facts: dict[str, Any]) -> None:
         journal.write(kind, **facts)

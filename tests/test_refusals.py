@@ -48,6 +48,7 @@ from xfed.common.errors import IdentityError
 from xfed.common.messages import Describe, PlanStatus, ProposePlan, Refusal
 from xfed.common.packing import pack, unpack_reply
 from xfed.common.plan import new_plan
+from xfed.common.stopping import StopFlag
 from xfed.server import patience
 from xfed.server.federation import Federation, found_federation
 from xfed.server.gate import AHEAD_S, BEHIND_S, BODY_LIMIT, PATHS
@@ -472,7 +473,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_NoWorker]]:
 
 def _serve(running: Coordinator, site: str, until: Callable[[], bool], limit_s: float = 20) -> list[BaseException]:
     """Run the real agent of a site until something is so; returns what it died of."""
-    stop, died = threading.Event(), []
+    stop, died = StopFlag(), []
 
     def serve() -> None:
         try:
