@@ -3,12 +3,14 @@
 ::
 
     site: one image per test patient --count_scores--> confusion, histograms --Mechanism.release (sensitivity sqrt 2)--> the wire
-    coordinator: sum over sites --noisy_summary(deviation)--> accuracy, sensitivity, specificity, AUC, each with an interval
+    coordinator: sum over sites --noisy_summary(expected, deviation)--> accuracy, sensitivity, specificity, AUC, with intervals
 
 A patient adds 1 to one cell of the confusion matrix and 1 / sqrt(C) to one bin of each of the C classes' histograms: sqrt 2 in
 all (L2). Noised counts may be negative or fractional; figures are clamped to [0, 1], counts are published as they came.
-The interval of a ratio k / n adds the binomial variance and that of the noise in k and n (delta method, Cochran 1977,
-section 6.4).
+
+How many patients of a class were tested is known twice: from the noised row, and in public, as the declared training patients and
+the test share let expect. The two are weighed by their variances (Cochran 1977, section 5.5), which helps most where noise is
+larger than a class. The interval of a ratio k / n adds the binomial variance and that of k and n (delta method, section 6.4).
 """
 
 from __future__ import annotations
@@ -55,10 +57,13 @@ def count_scores(probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArr
     return {"confusion": torch.from_numpy(confusion).float(), "histogram": torch.from_numpy(histogram).float()}
 
 
-def noisy_summary(arrays: Mapping[str, npt.NDArray[Any]], classes: Sequence[str], deviation: float) -> dict[str, Any]:
+def noisy_summary(
+    arrays: Mapping[str, npt.NDArray[Any]], classes: Sequence[str], expected: Sequence[float], deviation: float
+) -> dict[str, Any]:
     """As `xfed.common.metrics.summary`, from noised counts: `deviation` is the noise's standard deviation per cell (all sites).
 
-    Where the noise leaves nothing to divide by, a figure is None. Raises `FederationError` on arrays of another form.
+    `expected`: test patients per class that public figures let expect. Where nothing is left to divide by, a figure is None.
+    Raises `FederationError` on arrays of another form.
     """
     size = len(classes)
     shapes = {"confusion": (size, size), "histogram": (size, 2, BINS)}
@@ -67,71 +72,76 @@ def noisy_summary(arrays: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]
     confusion, histogram = np.asarray(arrays["confusion"], np.float64), np.asarray(arrays["histogram"], np.float64)
     if not (np.isfinite(confusion).all() and np.isfinite(histogram).all()):
         raise FederationError("noised scores hold NaN or infinity; this answer is not used")
-    everything = np.ones((size, size), bool)
-    eye = np.eye(size, dtype=bool)
-    accuracy, accuracy_interval = _ratio(confusion, eye, everything, deviation)
+    rows = [_patients(confusion[c], expected[c], deviation) for c in range(size)]
+    correct = np.eye(size, dtype=bool)
+    accuracy, half = _ratio(confusion[correct], rows, deviation)
     per_class: dict[str, dict[str, Any]] = {}
+    halves: list[float] = []
     for c, name in enumerate(classes):
-        row = np.zeros((size, size), bool)
-        row[c] = True
-        rejected = ~row
-        rejected[:, c] = False
-        recall, recall_interval = _ratio(confusion, row & eye, row, deviation)
-        specificity, specificity_interval = _ratio(confusion, rejected, ~row, deviation)
+        rejected = np.ones((size, size), bool)
+        rejected[c] = rejected[:, c] = False
+        recall, own = _ratio(confusion[c, c : c + 1], rows[c : c + 1], deviation)
+        specificity, others = _ratio(confusion[rejected], [*rows[:c], *rows[c + 1 :]], deviation)
         area, area_interval = _auc(histogram[c] * sqrt(size), deviation * sqrt(size))
-        n = max(0, round(float(confusion[c].sum())))
+        n = max(0, round(rows[c][0]))
+        halves += [own] if recall is not None else []
         per_class[name] = {
             "n": n,
             "patients": n,
             "accuracy": recall,
-            "accuracy_interval": recall_interval,
+            "accuracy_interval": _interval(recall, own),
             "sensitivity": recall,
-            "sensitivity_interval": recall_interval,
+            "sensitivity_interval": _interval(recall, own),
             "specificity": specificity,
-            "specificity_interval": specificity_interval,
+            "specificity_interval": _interval(specificity, others),
             "auc": area,
             "auc_interval": area_interval,
         }
-    found: list[dict[str, Any]] = [entry for entry in per_class.values() if entry["sensitivity"] is not None]
-    balanced, balanced_interval = None, None
-    if found:
-        balanced = float(np.mean([entry["sensitivity"] for entry in found]))
-        # variances of independent rows add up
-        half = [(entry["sensitivity_interval"][1] - entry["sensitivity_interval"][0]) / 2 for entry in found]
-        spread = sqrt(sum(h * h for h in half)) / len(half)
-        balanced_interval = [max(0.0, balanced - spread), min(1.0, balanced + spread)]
-    areas = [entry["auc"] for entry in per_class.values() if entry["auc"] is not None]
-    total = max(0, round(float(confusion.sum())))
+    found = [entry["sensitivity"] for entry in per_class.values() if entry["sensitivity"] is not None]
+    balanced = float(np.mean(found)) if found else None
+    # variances of independent rows add up
+    spread = sqrt(sum(h * h for h in halves)) / max(1, len(halves))
+    areas = [entry["auc"] for entry in per_class.values()]
+    total = sum(entry["n"] for entry in per_class.values())
     return {
         "n": total,
         "patients": total,
         "confidence": 0.95,
         "accuracy": accuracy,
-        "accuracy_interval": accuracy_interval,
+        "accuracy_interval": _interval(accuracy, half),
         "balanced_accuracy": balanced,
-        "balanced_accuracy_interval": balanced_interval,
+        "balanced_accuracy_interval": _interval(balanced, spread),
         "balanced_over": [name for name, entry in per_class.items() if entry["sensitivity"] is not None],
-        "auc": float(np.mean(areas)) if areas else None,
+        "auc": None if None in areas else float(np.mean(areas)),
         "loss": None,
         "per_class": per_class,
         "confusion": np.maximum(0, np.rint(confusion)).astype(np.int64).tolist(),
-        "noise": {"deviation": deviation, "confusion": confusion.tolist()},
+        "noise": {"deviation": deviation, "confusion": confusion.tolist(), "expected": [float(n) for n in expected]},
     }
 
 
-def _ratio(
-    confusion: Array, k: npt.NDArray[np.bool_], n: npt.NDArray[np.bool_], deviation: float
-) -> tuple[float | None, list[float] | None]:
-    hits, total = float(confusion[k].sum()), float(confusion[n].sum())
+def _patients(row: Array, expected: float, deviation: float) -> tuple[float, float]:
+    """Tested patients of a class, and the variance of that figure: the noised row and the expectation, weighed."""
+    noise, chance = len(row) * deviation**2, max(expected, 1.0)  # each patient falls to the test by their own hash
+    if noise == 0:
+        return float(row.sum()), 0.0
+    return (float(row.sum()) * chance + expected * noise) / (noise + chance), noise * chance / (noise + chance)
+
+
+def _ratio(hits: Array, rows: Sequence[tuple[float, float]], deviation: float) -> tuple[float | None, float]:
+    """Share of hits among the patients of `rows`, clamped to [0, 1], and half the width of its interval."""
+    total, variance = sum(n for n, _ in rows), sum(v for _, v in rows)
     if total < 1:
-        return None, None
-    value = min(1.0, max(0.0, hits / total))
-    cells, others = int(k.sum()), int(n.sum() - k.sum())
-    noise = (deviation / total) ** 2 * (cells * (1 - value) ** 2 + others * value**2)
+        return None, 1.0
+    value = min(1.0, max(0.0, float(hits.sum()) / total))
+    noise = (len(hits) * deviation**2 + value**2 * variance) / total**2
     # a share near 0 or 1 of few patients is less certain than its plug-in variance says (Agresti and Coull 1998)
     shrunk = (value * total + 2) / (total + 4)
-    half = _NORMAL * sqrt(shrunk * (1 - shrunk) / (total + 4) + noise)
-    return value, [max(0.0, value - half), min(1.0, value + half)]
+    return value, _NORMAL * sqrt(shrunk * (1 - shrunk) / (total + 4) + noise)
+
+
+def _interval(value: float | None, half: float) -> list[float] | None:
+    return None if value is None else [max(0.0, value - half), min(1.0, value + half)]
 
 
 def _area(histogram: Array) -> float | None:

@@ -157,7 +157,14 @@ def _test_privately(run: Run, weights: Mapping[str, Weights]) -> dict[str, dict[
     run.sum(f"{PHASE}-test", run.study.classifier.rounds + 1, requests, [run.exchange.sites] * len(requests), fold)
     # a site that was lost adds neither counts nor noise; in a secure sum its name is not known, and the larger figure is said
     deviation = noise_of_scores(budgets_of(run), sorted(answered) if answered else list(run.exchange.sites))
-    return {name: noisy_summary(arrays, run.study.classes, deviation) for name, arrays in totals.items()}
+    declared = sum(
+        run.descriptions[site].counts["counts"][0] for site in (sorted(answered) if answered else run.exchange.sites)
+    )
+    share = run.study.data.splits.test
+    expected = np.asarray(declared, np.float64) * share / (1 - share)
+    return {
+        name: noisy_summary(arrays, run.study.classes, expected.tolist(), deviation) for name, arrays in totals.items()
+    }
 
 
 def _resume(run: Run, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> tuple[list[_Arm], int]:
