@@ -34,9 +34,9 @@ from typing import Any
 
 import numpy as np
 
-from xfed.client.line_file import locked, put, tail
 from xfed.common.durable import append_line
 from xfed.common.errors import CheckpointError
+from xfed.common.line_file import locked, put, tail
 from xfed.common.messages import Reply, Request
 from xfed.common.packing import digest_of_request
 

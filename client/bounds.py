@@ -22,11 +22,13 @@ import torch
 
 from xfed.client.policy import Policy, violations
 from xfed.common import messages as m
+from xfed.common.archive_figures import MOST_THINNING
 from xfed.common.config import Study
 from xfed.common.dcgan import Generator
 from xfed.common.errors import RefusedError
 from xfed.common.registry import CLASSIFIERS
 from xfed.common.summable import SUMMABLE
+from xfed.common.synthetic_training import SYNTHETIC_ARM
 
 __all__ = [
     "MOST_PEERS",
@@ -41,6 +43,7 @@ MOST_SHARDS = 4096
 MOST_PEERS = 1000
 MOST_EXAMPLES = 16
 MOST_KEY_BYTES = 16_384
+LEAST_SCALE = 2.0**-20
 _KEYS = (m.AdvertiseKeys, m.ShareKeys, m.Unmask)
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SESSION = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -209,12 +212,20 @@ def _not_private(asked: _Asked) -> None:
 
 def _check_measure(asked: _Asked) -> None:
     _not_private(asked)
+    scale = asked.request.scale
+    if type(scale) is not float or not LEAST_SCALE <= scale <= 1 / LEAST_SCALE:
+        asked.refuse("scale", scale, f"{LEAST_SCALE:g}..{1 / LEAST_SCALE:g}")
+    asked.arrays("thinning", {"times": (np.dtype(np.int64), (len(asked.study.classes),))})
+    times = asked.request.thinning["times"]
+    # powers of two only: no two requests differ by a single image
+    if times.min() < 0 or times.max() > MOST_THINNING:
+        asked.refuse("thinning[times]", times.tolist(), f"0..{MOST_THINNING}")
     _check_classifier_weights(asked)
 
 
-def _check_classifier_weights(asked: _Asked) -> None:
+def _check_classifier_weights(asked: _Asked, *more: str) -> None:
     study, settings = asked.study, asked.study.classifier
-    asked.one_of("arm", settings.arms)
+    asked.one_of("arm", (*settings.arms, *more))
     asked.weights(_classifier_shapes(settings.model, study.image_size, len(study.classes), settings.width))
 
 
@@ -230,7 +241,9 @@ def _check_score(asked: _Asked) -> None:
     # the test patients are asked once, after the last round: no choice may be made by them
     first, last = (1, rounds) if asked.request.split == "validation" else (rounds + 1, rounds + 1)
     asked.within("round", first, last)
-    _check_classifier_weights(asked)
+    # a classifier of the archive alone was trained elsewhere; it may be scored here once, where the approved study says so
+    tested_too = asked.request.split == "test" and asked.study.archive.tstr_steps
+    _check_classifier_weights(asked, *([SYNTHETIC_ARM] if tested_too else []))
 
 
 def _shards(policy: Policy) -> int:
@@ -261,6 +274,30 @@ def _check_keep(asked: _Asked) -> None:
     low, high = int(arrays["labels"].min()), int(arrays["labels"].max())
     if low < 0 or high >= len(study.classes):
         asked.refuse("arrays[labels]", f"{low}..{high}", f"0..{len(study.classes) - 1}")
+
+
+def _check_vote(asked: _Asked) -> None:
+    _not_private(asked)
+    if not asked.study.archive.vote:
+        asked.refuse("study", asked.study.name, "no vote: archive.vote is false in the approved study")
+    _check_archive(asked)
+    _check_classifier_weights(asked)
+
+
+def _check_attack(asked: _Asked) -> None:
+    _not_private(asked)
+    if not asked.study.archive.attacks:
+        asked.refuse("study", asked.study.name, "no attacks: archive.attacks is false in the approved study")
+    _check_archive(asked)
+    asked.arrays("arrays", {"released": (np.dtype(np.uint8), (asked.request.images,))})
+    if (highest := int(asked.request.arrays["released"].max())) > 1:
+        asked.refuse("arrays[released]", highest, "0 or 1")
+
+
+def _check_archive(asked: _Asked) -> None:
+    """Which archive is meant: its root and number of images."""
+    asked.matching("root", asked.request.root, _HEX_DIGEST, "a SHA-256 in hexadecimal")
+    asked.within("images", 1, min(MOST_SHARDS * SHARD, asked.policy.max_archive_images))
 
 
 def _check_show(asked: _Asked) -> None:
@@ -303,6 +340,8 @@ _RULES: Mapping[type[m.Request], tuple[tuple[str, ...], Callable[[_Asked], None]
     m.ScorePrivately: (("classifier", "scores"), _check_score_privately),
     m.ShowLedger: ((), _check_ledger),
     m.MeasureArchive: (("archive", "archive_scores"), _check_measure),
+    m.VoteOnArchive: (("archive", "archive_votes"), _check_vote),
+    m.AttackArchive: (("archive", "archive_scores"), _check_attack),
     m.ShowExamples: (("examples",), _check_show),
     m.AdvertiseKeys: ((), _check_advertise),
     m.ShareKeys: ((), _check_keys),

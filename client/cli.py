@@ -7,6 +7,9 @@
     approve, start, status                                                     (xfed.client.operations_cli)
     audit                   --> what was asked, what left, untouched or not    (xfed.client.audit_cli)
     ledger                  --> what private studies have cost the patients    (xfed.client.ledger_cli)
+    reader                  --> real or synthetic? a blinded test for radiologists  (xfed.client.reader_cli)
+    score ARCHIVE           --> how like the hospital's own images it is, in any network's eyes  (xfed.client.score_cli)
+    review ARCHIVE          --> accept or reject each image of an archive that was sent  (xfed.client.review_cli)
     import SOURCE           --> image store + readiness report
     evaluate MODEL --images --> one arm's scores on the hospital's own folder; nothing is stored, nothing leaves
 
@@ -31,6 +34,9 @@ from xfed.client.check_cli import check
 from xfed.client.enrolment_cli import enroll
 from xfed.client.ledger_cli import ledger
 from xfed.client.operations_cli import approve, start, status
+from xfed.client.reader_cli import reader
+from xfed.client.review_cli import review
+from xfed.client.score_cli import score
 from xfed.common.config import Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
 from xfed.common.errors import ConfigError
@@ -63,8 +69,9 @@ def _client() -> None:
     """What a hospital runs: real images never leave the machine that runs this."""
 
 
-for command in (enroll, check, approve, start, status, audit, ledger):
+for command in (enroll, check, approve, start, status, audit, ledger, review, score):
     app.command(epilog=EXIT_CODES)(command)
+app.add_typer(reader, name="reader")
 
 
 @app.command("import", epilog=EXIT_CODES)

@@ -7,7 +7,7 @@
     DICOM --(pydicom: rescale, VOI LUT or window, MONOCHROME1 inverted)--+
 
 The kind is found from the content; the name only lets a DICOM file without its preamble be tried.
-Every fault of a file, whatever it is, is a `DataError` that names the file.
+Every fault of a file, whatever it is, is a `DataError` that names the file. A file that says it is synthetic is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder
 
 from xfed.common.errors import DataError
+from xfed.common.synthetic_mark import says_synthetic
 
 __all__ = ["PIXEL_LIMIT", "Decoded", "apply_window", "decode", "decode_image"]
 
@@ -31,6 +32,7 @@ PIXEL_LIMIT = 100_000_000
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_SYNTHETIC = "it says that it is a synthetic image, not a patient's: it must not get between patients' images"
 _LATERAL = {"LL", "RL", "LATERAL"}
 
 
@@ -91,6 +93,8 @@ def _raster(path: Path) -> Image.Image:
         if getattr(image, "n_frames", 1) > 1:
             raise DataError("it holds several frames; save each as a file of its own")
         image.load()
+        if says_synthetic(image.info):
+            raise DataError(_SYNTHETIC)
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             return _full_scale(np.asarray(upright))
@@ -117,6 +121,8 @@ def _dicom(path: Path) -> tuple[Image.Image, bool]:
         header = pydicom.dcmread(path, force=True)
     except Exception as error:
         raise DataError(f"it is not a readable DICOM file ({type(error).__name__}: {error})") from error
+    if says_synthetic(header):
+        raise DataError(_SYNTHETIC)
     if "PixelData" not in header or "Rows" not in header:
         raise DataError("it is neither PNG, JPEG nor a DICOM file with pixels")
     photometric = str(header.get("PhotometricInterpretation", ""))

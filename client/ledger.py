@@ -38,7 +38,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from xfed.client.ledger_key import ledger_key
-from xfed.client.line_file import locked, put, tail
 from xfed.common.accounting import epsilon as epsilon_of
 from xfed.common.accounting import epsilon_bound
 from xfed.common.dp_events import Event, exposures, merged
@@ -54,6 +53,7 @@ from xfed.common.ledger_lines import (
     verify_chain,
     write_line,
 )
+from xfed.common.line_file import locked, put, tail
 from xfed.common.version import SOFTWARE
 
 __all__ = ["Ledger", "Reservation", "ledger_key", "open_ledger"]

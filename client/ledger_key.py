@@ -11,19 +11,16 @@ A kill leaves no key, or a whole one; ledger.pub is written again when it is mis
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from xfed.common.durable import write_bytes, write_json
+from xfed.common.durable import write_json
 from xfed.common.errors import IdentityError
-from xfed.common.identity import load_private_key, read_bounded
+from xfed.common.identity import load_private_key
 from xfed.common.ledger_lines import endorse
+from xfed.common.signing_key import signing_key
 
 __all__ = ["ledger_key"]
 
@@ -34,42 +31,14 @@ def ledger_key(folder: Path, site: str) -> Ed25519PrivateKey:
     ledger.pub is written again when the site's key was rotated. Raises `IdentityError`, `StorageError`.
     """
     path = folder / "ledger.key"
-    if not path.exists():
-        if (folder / "ledger.jsonl").exists():
-            raise IdentityError(f"{folder}: a ledger is there, but not its key. Restore ledger.key from a backup")
-        _make_key(path)
-    key = _load_key(path)
+    if not path.exists() and (folder / "ledger.jsonl").exists():
+        raise IdentityError(f"{folder}: a ledger is there, but not its key. Restore ledger.key from a backup")
+    key = signing_key(path)
     identity = folder / "key"
     if identity.exists():
         values = endorse(site, key.public_key(), load_private_key(identity))
         if not _is_written(folder / "ledger.pub", values):
             write_json(folder / "ledger.pub", values)
-    return key
-
-
-def _make_key(path: Path) -> None:
-    data = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_bytes(whole, data, private=True)
-        with suppress(FileExistsError):  # another process made one meanwhile: that one is used
-            os.link(whole, path)
-    finally:
-        whole.unlink(missing_ok=True)
-
-
-def _load_key(path: Path) -> Ed25519PrivateKey:
-    data, mode = read_bounded(path, 16_384)
-    if mode & 0o077:
-        raise IdentityError(f"{path} can be read by others than its owner (mode {mode:04o}): run chmod 600 {path}")
-    try:
-        key = serialization.load_ssh_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{path} is damaged: restore it from a backup") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise IdentityError(f"{path} is not an Ed25519 key: restore it from a backup")
     return key
 
 

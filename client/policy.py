@@ -103,11 +103,18 @@ class Policy(BaseModel):
         description="a sum that hides this site's update is taken over at least so many sites, this one included",
     )
     share_examples: bool = Field(False, description="true: REAL IMAGES of patients may be shown in the study's report")
+    archive_votes: bool = Field(
+        True,
+        description="false: studies whose sites vote on the synthetic images (archive.vote) are refused. A vote says, for each "
+        "synthetic image, whether it is too near to a training image of this site: so that it can be left out before the "
+        "archive is released. Without secure aggregation the coordinator sees whose vote it was",
+    )
     metrics: Annotated[tuple[Metric, ...], Field(strict=False)] = Field(
         METRICS,
         description="figures that may leave. counts: images per class and split; losses: mean training losses, in every "
         "update (without these two nothing can be trained in this version); scores: sums of classification scores; "
-        "archive_scores: sums of features, and how like real images the synthetic ones are",
+        "archive_scores: sums of features, how like real images the synthetic ones are, and how many patients each attack on "
+        "the archive finds",
     )
     smallest_count: int = Field(
         5,
@@ -200,6 +207,8 @@ def _outside(policy: Policy, study: Study) -> Iterator[tuple[str, str]]:
         yield "", _words("sites.count", study.sites.count, least, "minimum_summed_sites")
     if study.report.share_real_examples and not policy.share_examples:
         yield "examples", _words("report.share_real_examples", True, "only False", "share_examples")
+    if study.archive.vote and not study.private and not policy.archive_votes:
+        yield "archive_votes", _words("archive.vote", True, "only False", "archive_votes")
     for metric in METRICS:
         if metric not in policy.metrics:
             # no training without an update's losses, no request at all without counts: so these concern more than one part

@@ -46,6 +46,8 @@ _METRICS: Mapping[type[m.Reply], tuple[str, ...]] = {
     m.NoisyScores: ("scores",),
     m.LedgerLines: (),
     m.ArchiveMeasured: ("archive_scores",),
+    m.ArchiveAttacked: ("archive_scores",),
+    m.ArchiveVote: (),
 }
 """Per kind of reply: the figures in it, as `Policy.metrics` calls them."""
 
@@ -63,6 +65,8 @@ def check_reply(reply: m.Reply, policy: Policy) -> m.Reply:
             raise RefusedError(
                 f"{kind.__name__} holds {metric}; figures that may leave this site: {allowed} (metrics of its policy)"
             )
+    if kind is m.ArchiveVote and not policy.archive_votes:
+        raise RefusedError("this site does not vote on synthetic images (archive_votes of its policy is false)")
     match reply:
         case m.Description():
             for name in reply.counts.keys() - {"holders"}:
@@ -76,6 +80,9 @@ def check_reply(reply: m.Reply, policy: Policy) -> m.Reply:
             _large(policy, "scored patients", reply.sums["patients"])
         case m.ArchiveMeasured():
             return dataclasses.replace(reply, arrays=_without_small_halves(reply.arrays, policy.smallest_count))
+        case m.ArchiveAttacked():
+            for name in ("membership", "ranks"):
+                _large(policy, "attacked patients", reply.arrays[name].sum(axis=-1))
         case m.Examples():
             if not policy.share_examples:
                 raise RefusedError("this site does not show real images (share_examples of its policy is false)")

@@ -42,6 +42,9 @@ class Shards:
             raise RefusedError("the synthetic archive has not been offered to this site yet")
         return [str(digest) for digest in json.loads(path.read_text())["shards"]]
 
+    def _root(self) -> str:
+        return str(json.loads((self._folder / "offer.json").read_text())["root"])
+
     def offer(self, request: OfferArchive) -> list[int]:
         """Note what is offered; returns the positions of the shards that are not here whole. Raises `RefusedError`."""
         digests = request.digests.split(",")
@@ -58,9 +61,20 @@ class Shards:
             raise RefusedError(f"archive shard {request.shard} is not what its digest says")
         save_arrays(path, request.arrays, {})
 
-    def read(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """All synthetic images uint8 [n, S, S] and labels int64 [n] that were offered. Raises `RefusedError`, `DataError`."""
-        return _read(tuple(self._path(digest) for digest in self._offered()))
+    def read(
+        self, root: str | None = None, count: int | None = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """All synthetic images uint8 [n, S, S] and labels int64 [n] that were offered, under `root` and `count` of them if given.
+
+        Raises `RefusedError`, `DataError`.
+        """
+        images, labels = _read(tuple(self._path(digest) for digest in self._offered()))
+        if root is not None and (root, count) != (self._root(), len(labels)):
+            raise RefusedError(
+                f"the request is about {count} images with root {root[:12]}; this site was offered {len(labels)} with root "
+                f"{self._root()[:12]}. Offer the archive that is meant first."
+            )
+        return images, labels
 
 
 def _is_shard(arrays: Arrays, side: int, classes: int) -> bool:

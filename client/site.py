@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from xfed.client.answers import Answers
+from xfed.client.attacks import attack_archive
 from xfed.client.gan_states import GanStates
 from xfed.client.ledger import open_ledger
 from xfed.client.measures import measure_archive
@@ -43,6 +44,7 @@ from xfed.client.reply_bounds import splits_taking_part
 from xfed.client.secure import SecureSums
 from xfed.client.shards import Shards
 from xfed.client.store import Store, open_store
+from xfed.client.vote import vote
 from xfed.common import messages as m
 from xfed.common.classifier import predict, sigmoid_decay, train_round
 from xfed.common.config import Study, parse_study
@@ -238,6 +240,10 @@ class Site:
                 return self._kept(request, self._score(request))
             case m.MeasureArchive():
                 return self._kept(request, self._measure(request))
+            case m.VoteOnArchive():
+                return self._kept(request, self._vote(request))
+            case m.AttackArchive():
+                return self._kept(request, self._attack(request))
             case m.ShowExamples():
                 return self._show(request)
         raise RefusedError(f"this site does not know the request {type(request).__name__}")
@@ -353,8 +359,33 @@ class Site:
     def _measure(self, request: m.MeasureArchive) -> m.ArchiveMeasured:
         images, labels = self._shards.read()
         model = self._model(request.weights)
-        arrays = measure_archive(model, self.store, images, labels, self._device, self.study.precision)
+        arrays = measure_archive(
+            model,
+            self.store,
+            images,
+            labels,
+            device=self._device,
+            precision=self.study.precision,
+            scale=request.scale,
+            thinning=request.thinning["times"],
+        )
         return m.ArchiveMeasured(site=self.settings.name, arrays=arrays)
+
+    def _vote(self, request: m.VoteOnArchive) -> m.ArchiveVote:
+        images, _ = self._shards.read(request.root, request.images)
+        own, sites = self.study, self.study.sites.count
+        cast = vote(self.store, images, self._model(request.weights), self._device, own.precision, sites=sites)
+        arrays = {"vetoes": cast.vetoed, "voters": np.ones(()), "calibrated": np.array(cast.calibrated)}
+        return m.ArchiveVote(
+            site=self.settings.name, arrays={name: array.astype(np.uint8) for name, array in arrays.items()}
+        )
+
+    def _attack(self, request: m.AttackArchive) -> m.ArchiveAttacked:
+        images, labels = self._shards.read(request.root, request.images)
+        kept = request.arrays["released"].astype(bool)
+        least = {"minimum": self.study.gan.minimum_images, "smallest": self._policy.smallest_count}
+        arrays = attack_archive(self.store, images[kept], labels[kept], self._device, **least)
+        return m.ArchiveAttacked(site=self.settings.name, arrays=arrays)
 
     def _show(self, request: m.ShowExamples) -> m.Examples:
         if not self.settings.share_examples:

@@ -143,6 +143,16 @@ class Archive(Section):
         description="steps of a classifier on the archive alone, at the coordinator, scored once on real test patients (TSTR); "
         "0 = not done; never done in a private study",
     )
+    vote: bool = Field(
+        True,
+        description="before the release every site vetoes the images that are too near to its training images; never in a "
+        "private study",
+    )
+    attacks: bool = Field(
+        True,
+        description="every site attacks the archive with its own patients (membership, re-identification) and sends counts; "
+        "never in a private study",
+    )
 
 
 class Classifier(Section):

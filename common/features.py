@@ -3,6 +3,7 @@
 ::
 
     images uint8 [n, S, S] --classifier.features--> float32 [n, F] --fixed Gaussian projection--> float64 [n, 64]
+                                                                            the first 16 of them: for KID (kernel_sums)
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from xfed.common.classifier import prepare
 from xfed.common.devices import autocast
 from xfed.common.randomness import torch_generator
 
-__all__ = ["DIMENSIONS", "SCORES", "project_features"]
+__all__ = ["DIMENSIONS", "KERNEL_DIMENSIONS", "SCORES", "project", "project_features"]
 
 DIMENSIONS = 64
+KERNEL_DIMENSIONS = 16
 BATCH = 256
-SCORES = ("kid", "kid_floor", "precision", "recall", "density", "coverage")
+SCORES = ("kid", "kid_floor", "precision", "recall", "density", "coverage", "ms_ssim_real")
+"""What a site says of each class beside its sums: means over its own images."""
 
 
 @torch.no_grad()
@@ -37,7 +40,11 @@ def project_features(
             parts.append(model.features(prepare(batch)).float().cpu())  # type: ignore[operator]
     if not parts:
         return np.zeros((0, DIMENSIONS))
-    features = torch.cat(parts)
+    return project(torch.cat(parts))
+
+
+def project(features: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Features [n, F] of any network to float64 [n, 64] by the fixed matrix (Johnson and Lindenstrauss 1984)."""
     matrix = torch.randn(features.shape[1], DIMENSIONS, generator=torch_generator(0, "feature projection"))
     projected: npt.NDArray[np.float64] = (features.double() @ matrix.double() / math.sqrt(features.shape[1])).numpy()
     return projected

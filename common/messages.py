@@ -13,6 +13,8 @@
     ScoreClassifier          Scores                        sums: confusion counts, score histograms, patient-level moments
     ScorePrivately           NoisyScores                   private studies: noisy counts of hits and of scores
     MeasureArchive           ArchiveMeasured               sums of features, and a few scores per class
+    VoteOnArchive            ArchiveVote                   which synthetic images are too near to a patient's
+    AttackArchive            ArchiveAttacked               counts of patients per public bin of a distance, or of a place
     ShowLedger               LedgerLines                   private studies: what was spent, signed, with no patient data
     ShowExamples             Examples                      images: phantoms only, unless the site allows it
     AdvertiseKeys            SessionKeys                   public keys for one secure sum, signed by the site
@@ -36,10 +38,13 @@ __all__ = [
     "REPLIES",
     "REQUESTS",
     "AdvertiseKeys",
+    "ArchiveAttacked",
     "ArchiveKept",
     "ArchiveMeasured",
+    "ArchiveVote",
     "ArchiveWanted",
     "Arrays",
+    "AttackArchive",
     "ClassifierUpdate",
     "Describe",
     "Description",
@@ -70,6 +75,7 @@ __all__ = [
     "TrainGan",
     "Unmask",
     "UnmaskShares",
+    "VoteOnArchive",
 ]
 
 
@@ -255,16 +261,60 @@ class LedgerLines(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureArchive(Request):
-    """Compare the archive with the site's real images in the features of this classifier."""
+    """Compare the archive with the site's real images in the features of this classifier, divided by `scale` for KID.
+
+    `thinning`: "times" int64 [C], of each class's second half every 2^times-th image counts, so that the floor can be
+    measured with as many images as the archive has.
+    """
 
     flower_type: ClassVar[str] = "evaluate.archive"
     arm: str
+    scale: float
+    thinning: Arrays
     weights: Arrays
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveMeasured(Reply):
-    """Per class position c: feature sums "c/real/...", "c/floor/..." and the scores "c/kid", "c/precision", ... (float64)."""
+    """Per class position c: feature sums "c/half0/...", "c/kernel0/..." (and 1) and "c/scores" (`xfed.client.measures`)."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoteOnArchive(Request):
+    """Which of the `images` of the archive with digest `root` are too near to a training image? (`xfed.client.vote`)
+
+    The weights are the classifier's whose features are compared, besides pixels.
+    """
+
+    flower_type: ClassVar[str] = "evaluate.archive"
+    arm: str
+    root: str
+    images: int
+    weights: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveVote(Reply):
+    """ "vetoes" uint8 [images], 0 or 1; "voters" uint8 [], 1; "calibrated" uint8 [], 1 where held-out patients sufficed."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackArchive(Request):
+    """Try to tell training patients by the archive, less what "released" uint8 [images] calls 0 (`xfed.client.attacks`)."""
+
+    flower_type: ClassVar[str] = "evaluate.archive"
+    root: str
+    images: int
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveAttacked(Reply):
+    """Counts of patients: "membership" int64 [2, C, 2, BINS], "ranks" int64 [2, RANKS], "first" int64 [2]; and "chance" [2]."""
 
     arrays: Arrays
 

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xfed.common import fixed_point as fp
-from xfed.common import frechet, metrics, noisy_scores
+from xfed.common import frechet, kernel_sums, membership, metrics, noisy_scores
 from xfed.common import messages as m
 from xfed.common.errors import FederationError, RefusedError
-from xfed.common.features import DIMENSIONS, SCORES
+from xfed.common.features import DIMENSIONS, KERNEL_DIMENSIONS, SCORES
 
 __all__ = ["SUMMABLE", "from_vectors", "layouts", "to_vectors"]
 
@@ -38,6 +38,8 @@ SUMMABLE: dict[type[m.Request], type[m.Reply]] = {
     m.ScoreClassifier: m.Scores,
     m.ScorePrivately: m.NoisyScores,
     m.MeasureArchive: m.ArchiveMeasured,
+    m.VoteOnArchive: m.ArchiveVote,
+    m.AttackArchive: m.ArchiveAttacked,
 }
 _SUM = "sum over sites"
 _COUNT, _NUMBER = np.zeros((), np.int64), np.zeros((), np.float64)
@@ -79,8 +81,14 @@ def _statistics_template(request: m.Request, classes: int) -> Arrays:
                 for half in (0, 1):
                     for key, array in frechet.to_arrays(frechet.zero(DIMENSIONS)).items():
                         template[f"{label}/half{half}/{key}"] = array
+                    for key, array in kernel_sums.kernel_to_arrays(kernel_sums.kernel_zero(KERNEL_DIMENSIONS)).items():
+                        template[f"{label}/kernel{half}/{key}"] = array
                 template[f"{label}/scores"] = np.zeros(1 + len(SCORES))
             return template
+        case m.VoteOnArchive():
+            return {"vetoes": np.zeros(request.images, np.uint8), "voters": _COUNT, "calibrated": _COUNT}
+        case m.AttackArchive():
+            return membership.no_counts(classes)
     raise FederationError(f"{type(request).__name__} cannot be summed over sites")
 
 
@@ -100,7 +108,7 @@ def to_vectors(request: m.Request, reply: m.Reply, classes: int, sites: int) -> 
             values = {"images": np.array(reply.images, np.int64), **reply.arrays}
         case m.Scores():
             values = reply.sums
-        case m.NoisyScores():
+        case m.NoisyScores() | m.ArchiveVote() | m.ArchiveAttacked():
             values = reply.arrays
         case m.Description():
             values = {"patients": np.array(reply.patients, np.int64), **reply.counts}
@@ -154,6 +162,10 @@ def from_vectors(request: m.Request, words: Words, classes: int) -> m.Reply:
             return m.NoisyScores(site=_SUM, arrays=sums)
         case m.MeasureArchive():
             return m.ArchiveMeasured(site=_SUM, arrays={name: _divided(name, array) for name, array in sums.items()})
+        case m.VoteOnArchive():
+            return m.ArchiveVote(site=_SUM, arrays=sums)
+        case m.AttackArchive():
+            return m.ArchiveAttacked(site=_SUM, arrays=sums)
         case m.Describe():
             patients = int(sums.pop("patients"))
             return m.Description(site=_SUM, patients=patients, share_examples=False, software="", counts=sums)

@@ -3,45 +3,52 @@
 ::
 
     counts of real images per class --plan--> how many synthetic each class needs
-    generator + seed of each image --render in fixed blocks--> archive/images/<class>/<id>.png, metadata.csv, manifest.json
-                                                                  --> shards of uint8 arrays --OfferArchive / KeepArchive--> sites
+    generator + seed of each image --render in fixed blocks--> quality filter (xfed.server.archive_filter)
+      --> archive/images/<class>/<id>.png, metadata.csv, manifest.json
+      --> shards of uint8 arrays --OfferArchive / KeepArchive--> sites
 
 The folder is built beside its place and renamed whole. Every image can be made again from its class's
-generator, the study's seed and its number: latents come from a stream of their own per image, and images are
-always rendered in the same blocks of 32.
+generator, the study's seed and its number (the one in its name): latents come from a stream of their own per image, and
+images are always rendered in the same blocks of 32. Documents and signature come with the release (xfed.server.archive_release).
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from xfed.common.config import Study
 from xfed.common.dcgan import draw_latent
-from xfed.common.durable import remove_tree, sha256_file, translate_os_errors, write_json, write_text
-from xfed.common.errors import CheckpointError, FederationError
+from xfed.common.durable import remove_tree, translate_os_errors, write_json
+from xfed.common.errors import CheckpointError, DataError, FederationError
 from xfed.common.gan import ready_generator, render
 from xfed.common.messages import ArchiveKept, ArchiveWanted, KeepArchive, OfferArchive, Reply, Request
 from xfed.common.randomness import seed_for, torch_generator
+from xfed.common.synthetic_mark import MARK
 from xfed.common.version import SOFTWARE
 from xfed.common.weights import Weights, digest_of
+from xfed.server.archive_filter import COLUMNS, Sieve
+from xfed.server.archive_manifest import MANIFEST, METADATA, open_archive, root_of, write_rows
+from xfed.server.archive_signature import verify_archive
 from xfed.server.run import Run
 
 __all__ = ["build_archive", "deliver_archive", "plan_counts", "read_archive", "render_block", "slug", "verify_archive"]
 
 BLOCK = 32
 SHARD = 2048
+ROW = ("file_name", "label", "label_index", "seed", "generator_sha256", "synthetic")
 STATEMENT = (
     "Synthetic images: no picture shows a patient. They were made by generators trained on patients' images WITHOUT differential "
     "privacy: the privacy loss (epsilon) is infinite, and memorised features of training images cannot be ruled out."
@@ -86,93 +93,95 @@ def render_block(study: Study, class_name: str, generator: Any, block: int) -> n
 def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
     """Write archive/ unless it is there; returns its manifest. Raises `StorageError`."""
     study, place = run.study, run.folder / "archive"
-    if (place / "manifest.json").is_file():
-        manifest: dict[str, Any] = json.loads((place / "manifest.json").read_text())
+    if (place / MANIFEST).is_file():
+        manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
         if manifest.get("study") == study.digest:
             return manifest
         raise CheckpointError(f"{place} is the archive of another study. Choose another --out.")
     real = {name: int(run.census.counts[0, label]) for label, name in enumerate(study.classes)}
-    counts = plan_counts(study, real)
-    run.journal.write("phase", phase="archive", round=0, rounds=sum(counts.values()))
+    planned = plan_counts(study, real)
+    run.journal.write("phase", phase="archive", round=0, rounds=sum(planned.values()))
     building = run.folder / ".archive.building"
     remove_tree(building)
-    made = 0
     digests = {name: digest_of(weights[name]) for name in study.classes}
-    rows: list[tuple[str, ...]] = []
+    sieve = Sieve(on=study.archive.filter)
+    rows: list[dict[str, str]] = []
     files: dict[str, str] = {}
     with translate_os_errors(building):
         for name in study.classes:
-            generator = ready_generator(study, weights[name])
             (building / "images" / name).mkdir(parents=True)
-            for block in range(math.ceil(counts[name] / BLOCK)):
-                for number, pixels in enumerate(render_block(study, name, generator, block), start=block * BLOCK):
-                    if number >= counts[name]:
-                        break
-                    relative = f"images/{name}/{slug(name)}-{number:06d}.png"
-                    buffer = io.BytesIO()
-                    Image.fromarray(pixels).save(buffer, "PNG")
-                    (building / relative).write_bytes(buffer.getvalue())
-                    files[relative] = hashlib.sha256(buffer.getvalue()).hexdigest()
-                    seed = seed_for(study.seed, "archive", name, number)
-                    rows.append((relative, name, str(study.classes.index(name)), str(seed), digests[name], "true"))
-                    made += 1
-                run.journal.write("round", phase="archive", round=made, rounds=sum(counts.values()))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("file_name", "label", "label_index", "seed", "generator_sha256", "synthetic"))
-    writer.writerows(rows)
-    write_text(building / "metadata.csv", table.getvalue())
-    files["metadata.csv"] = sha256_file(building / "metadata.csv")
+            generator = ready_generator(study, weights[name])
+            for image in sieve.sift(name, planned[name], partial(render_block, study, name, generator)):
+                if image.reason:
+                    continue
+                relative = f"images/{name}/{slug(name)}-{image.number:06d}.png"
+                data = _png(image.pixels)
+                (building / relative).write_bytes(data)
+                files[relative] = hashlib.sha256(data).hexdigest()
+                rows.append(
+                    {
+                        "file_name": relative,
+                        "label": name,
+                        "label_index": str(study.classes.index(name)),
+                        "seed": str(seed_for(study.seed, "archive", name, image.number)),
+                        "generator_sha256": digests[name],
+                        "synthetic": "true",
+                        **image.scores,
+                    }
+                )
+                if len(rows) % BLOCK == 0:
+                    run.journal.write("round", phase="archive", round=len(rows), rounds=sum(planned.values()))
+    made = Counter(row["label"] for row in rows)
+    _note_what_is_short(run, sieve.facts())
+    files[METADATA] = write_rows(building, rows, (*ROW, *COLUMNS))
     manifest = {
-        "schema": 1,
+        "schema": 2,
         "study": study.digest,
         "name": study.name,
         "software": SOFTWARE,
         "image_size": study.image_size,
         "classes": list(study.classes),
-        "counts": counts,
+        "counts": {name: made[name] for name in study.classes},
+        "planned": planned,
+        "filter": sieve.facts(),
         "generators": digests,
         "seed": study.seed,
         "privacy": _statement(study),
-        "curation": "none: no person has looked at these images yet",
-        "root_sha256": _root(files),
+        "curation": {"summary": "none: no person has looked at these images yet"},
+        "root_sha256": root_of(files),
         "files": files,
     }
-    write_json(building / "manifest.json", manifest)
+    write_json(building / MANIFEST, manifest)
     with translate_os_errors(place):
         building.rename(place)
     return manifest
 
 
-def _root(files: Mapping[str, str]) -> str:
-    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """A PNG file that says of itself that it shows nobody."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Comment", MARK)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=mark)
+    return buffer.getvalue()
 
 
-def verify_archive(folder: Path) -> list[str]:
-    """What differs between an archive and its manifest, in words; empty when all is untouched. Raises `CheckpointError`."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        files: dict[str, str] = manifest["files"]
-        root = manifest["root_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} holds no readable archive manifest ({error})") from error
-    problems = [] if _root(files) == root else ["manifest.json: the list of files does not match its root digest"]
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name}: missing")
-        elif sha256_file(path) != digest:
-            problems.append(f"{name}: changed")
-    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    problems += [f"{name}: not in the manifest" for name in sorted(present - files.keys() - {"manifest.json"})]
-    return problems
+def _note_what_is_short(run: Run, facts: Mapping[str, Any]) -> None:
+    """Classes that the filter left smaller go to the journal, and so to the report. Raises `DataError` if all are empty."""
+    for name, missing in facts["short"].items():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in facts["rejected"][name].items())
+        text = f"{name}: {missing} images fewer than planned: of {facts['drawn'][name]} drawn, rejected: {reasons}"
+        run.journal.write("problem", phase="archive", round=0, site="", text=text, attempt=1)
+    if not any(sum(facts["rejected"][name].values()) < drawn for name, drawn in facts["drawn"].items()):
+        raise DataError(
+            "no synthetic image of any class passed the quality filter: the generators have collapsed. Train them for longer "
+            "(gan.rounds, gan.steps_per_round), or look at what they make with archive.filter: false, in a study of its own."
+        )
 
 
 def read_archive(folder: Path, classes: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """All images uint8 [n, S, S] and labels int64 [n] of an archive, in the order of its metadata."""
-    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = open_archive(folder).rows
     images = []
     for row in rows:
         with Image.open(folder / row["file_name"]) as image:

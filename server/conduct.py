@@ -3,7 +3,7 @@
 ::
 
     join --> train_generators --> build_archive --> deliver_archive
-         --> train_classifiers --> archive_quality --> report.json, report.html
+         --> train_classifiers --> archive_quality --> judge_archive (vote, attacks) --> report.json, report.html
 
 Each step begins by looking at what is on disk, so that running a killed study again goes on where it was.
 """
@@ -25,15 +25,21 @@ from xfed.common.errors import FederationError
 from xfed.common.messages import Describe, Description, Examples, Reply, Request, ShowExamples
 from xfed.common.version import versions
 from xfed.common.weights import digest_of
-from xfed.server.archive import build_archive, deliver_archive, read_archive
+from xfed.server.archive import build_archive, deliver_archive
+from xfed.server.archive_release import release_archive
+from xfed.server.archive_subset import delivered, delivered_manifest, recover
 from xfed.server.census import Census, census_of
 from xfed.server.classifiers import ArmResult, train_classifiers
 from xfed.server.generators import Generators, train_generators
+from xfed.server.heat_panels import heat_panels
+from xfed.server.passport import write_passport
 from xfed.server.privacy import privacy_section
 from xfed.server.quality import archive_quality
-from xfed.server.report import write_report
+from xfed.server.report import verdict, write_report
 from xfed.server.report_signature import sign_report
 from xfed.server.run import ALL_SITES, Run
+from xfed.server.synthetic_arm import score_synthetic_arm
+from xfed.server.votes import judge_archive
 
 __all__ = ["conduct"]
 
@@ -47,12 +53,17 @@ def conduct(run: Run) -> dict[str, Any]:
     if study.secure and not study.private:  # declared sizes are public
         run = dataclasses.replace(run, census=_count_securely(run))
     generators = train_generators(run)
-    manifest = build_archive(run, generators.weights)
-    images, labels = read_archive(run.folder / "archive", study.classes)
-    deliver_archive(run, manifest["root_sha256"], images, labels)
+    recover(run.folder / "archive")
+    build_archive(run, generators.weights)
+    received = delivered_manifest(run.folder)
+    _, images, labels = delivered(run.folder, study.classes)
+    deliver_archive(run, received["root_sha256"], images, labels)
     arms = train_classifiers(run, images, labels)
     judge = "DS1" if "DS1" in arms else next(iter(arms))
     quality = archive_quality(run, judge, arms[judge].weights, images, labels)
+    quality["tstr"] = score_synthetic_arm(run, images, labels)
+    judged = judge_archive(run, judge, arms[judge].weights)
+    manifest, quality["privacy_tests"] = judged.manifest, judged.facts
     report = {
         "schema": 1,
         "name": study.name,
@@ -64,7 +75,7 @@ def conduct(run: Run) -> dict[str, Any]:
         "sites": _sites(run),
         "totals": {"patients": run.census.patients, "counts": _counts(run, run.census.counts)},
         "secure_aggregation": study.secure,
-        "arms": {name: _arm(run, name, arm, manifest["counts"]) for name, arm in arms.items()},
+        "arms": {name: _arm(run, name, arm, received["counts"]) for name, arm in arms.items()},
         "gan": {
             "classes": {
                 name: {
@@ -76,13 +87,16 @@ def conduct(run: Run) -> dict[str, Any]:
             },
             "progress_rounds": sorted(generators.progress),
         },
-        "archive": {"counts": manifest["counts"], "root_sha256": manifest["root_sha256"], **quality},
+        "archive": {"counts": manifest["counts"], "root_sha256": received["root_sha256"], **quality},
         "privacy": privacy_section(run, generators.holders),
         **_from_journal(run),
         "versions": versions(),
         "digests": _digests(run.folder, arms, manifest),
     }
-    write_report(run.folder, report, _panels(run, generators, images, labels))
+    panels = _panels(run, generators, images[judged.kept], labels[judged.kept])
+    write_report(run.folder, report, panels | heat_panels(study, arms[judge].weights, panels))
+    write_passport(run.folder, report)
+    release_archive(run.folder, report, verdict(report))
     sign_report(run.folder)
     run.journal.write("finished", study=study.digest)
     return report

@@ -4,7 +4,7 @@
 
     study.yaml + members --> plan.json (signed) --> sites approve it
     public port, TLS:   Gate --> Flower's fleet routes --> link state        (threads)
-    127.0.0.1:          /status, /metrics; control.json says where           (thread)
+    127.0.0.1:          /status, /metrics; control.json says where; the live page    (threads)
     members/ changed?   --> link state follows within a second               (thread)
     main thread:        ServerApp of `xfed.server.app` over LinkGrid --> runs/<study>/ as xfed-sim's
 
@@ -19,7 +19,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from xfed.server.federation import Federation
 from xfed.server.gate import Gate
 from xfed.server.joining import Proposal
 from xfed.server.link import Link, LinkStateError
+from xfed.server.live_page import page_beside
 from xfed.server.run_folder import claim
 from xfed.server.status import Board, status_app
 
@@ -58,6 +59,7 @@ class Deployment:
     """A coordinator's run. `listen` and `control` are (host, port); port 0 takes any free one.
 
     `join_limit_s`: seconds for the sites to come and for people to approve, instead of the study's `federation.join_limit_s`.
+    `page`: the live page's port on 127.0.0.1 (0: any free one), None for no page; `announce` is told its address.
     """
 
     federation: Federation
@@ -66,6 +68,8 @@ class Deployment:
     listen: tuple[str, int]
     control: tuple[str, int]
     join_limit_s: float | None = None
+    page: int | None = None
+    announce: Callable[[str], None] = print
 
 
 def plan_for(federation: Federation, study: Study, out: Path) -> Plan:
@@ -116,7 +120,8 @@ def run_deployment(deployment: Deployment, listener: Listener | None = None) -> 
         gate = Gate(link.fleet_app(), lambda: members.keys)
         board.refused, board.expiries = lambda: dict(gate.refused), _expiries(federation)
         succeeded = False
-        with _serving(deployment, gate, board), _following(members):
+        page = page_beside(out, deployment.page, deployment.announce, lambda: _online(link))
+        with _serving(deployment, gate, board), _following(members), page:
             try:
                 app = make_server_app(plan.study, out, hear, Proposal(plan.text, signature, deployment.join_limit_s))
                 app(grid, Context(grid.run_id, 0, UserConfig(), RecordDict(), UserConfig()))

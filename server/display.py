@@ -25,6 +25,9 @@ TITLES = {
     "archive": "2  Archive",
     "classifier": "3  Classifiers",
     "quality": "   Archive quality",
+    "tstr": "   Synthetic alone",
+    "vote": "   Vote on the archive",
+    "attacks": "   Attacks on the archive",
 }
 
 

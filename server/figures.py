@@ -23,11 +23,24 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["ARM_COLOURS", "counts_bars", "gan_losses", "interval_dots", "pixels", "training_curves"]
+__all__ = [
+    "ARM_COLOURS",
+    "counts_bars",
+    "distances",
+    "gan_losses",
+    "heat_scale",
+    "interval_dots",
+    "overlay",
+    "pixels",
+    "sensitivity_dots",
+    "strip",
+    "training_curves",
+]
 
 INK, MUTED, GRID = "#1f2933", "#52606d", "#e4e7eb"
-ARM_COLOURS = {"DS1": "#7b8794", "DS3": "#0b6e6e"}
+ARM_COLOURS = {"DS1": "#7b8794", "DS3": "#0b6e6e", "TSTR": "#d9a441"}
 REAL, SYNTHETIC = "#7b8794", "#d9a441"
+HEAT = "inferno"  # lightness rises evenly from cold to hot
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "xfed",
@@ -65,11 +78,65 @@ def _svg(figure: Figure) -> str:
 def pixels(image: npt.NDArray[np.uint8], most: int | None = None) -> str:
     """A grey image uint8 [H, W] as a PNG, shrunk so that its longer side is `most` pixels at the most."""
     picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
+    return _png(picture, most)
+
+
+def _png(picture: Image.Image, most: int | None) -> str:
     if most is not None and max(picture.size) > most:
         picture.thumbnail((most, most), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def overlay(image: npt.NDArray[np.uint8], heat: npt.NDArray[np.uint8], most: int | None = None) -> str:
+    """A grey image [H, W] under its heat [H, W] (255 = hottest): colour by heat, the colder the more grey shows through."""
+    strength = heat.astype(np.float64)[..., None] / 255
+    coloured = 255 * mpl.colormaps[HEAT](heat)[..., :3]
+    mixed = (1 - 0.65 * strength) * image[..., None] + 0.65 * strength * coloured
+    return _png(Image.fromarray(np.rint(mixed).astype(np.uint8)), most)
+
+
+def strip(maps: npt.NDArray[np.uint8], most: int) -> str:
+    """Maps [n, h, w] side by side as one PNG, each at most `most` wide, in the colours of heat, 2 px apart."""
+    gap = np.zeros((*maps.shape[1:2], 2), np.uint8)
+    row = np.concatenate([part for one in maps for part in (one, gap)][:-1], axis=1)
+    return _png(Image.fromarray((255 * mpl.colormaps[HEAT](row)[..., :3]).astype(np.uint8)), most * len(maps))
+
+
+def heat_scale() -> str:
+    """The colours of heat from cold to hot, as a strip 128 px long."""
+    ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
+    return _png(Image.fromarray((255 * mpl.colormaps[HEAT](ramp)[..., :3]).astype(np.uint8)), None)
+
+
+def distances(rows: Mapping[str, tuple[float, float] | None], label: str) -> str:
+    """Per row name (floor, figure) on a logarithmic axis: a ring for the floor, a dot for the figure, a line between them."""
+    shown = [(row, pair) for row, pair in enumerate(rows.values()) if pair and min(pair) > 0]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 0.9 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        for row, (floor, value) in shown:
+            axes.plot([floor, value], [row, row], color=SYNTHETIC, linewidth=3, alpha=0.45, solid_capstyle="round")
+            axes.plot([floor], [row], "o", markersize=8, markerfacecolor="white", color=MUTED)
+            axes.plot([value], [row], "o", markersize=8, color=SYNTHETIC)
+            text = f"{value / floor:.1f} times"
+            axes.annotate(text, (max(floor, value), row), (9, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.plot([], [], "o", markerfacecolor="white", color=MUTED, label="floor: two halves of the real images")
+        axes.plot([], [], "o", color=SYNTHETIC, label="synthetic against real")
+        axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axes.tick_params(axis="x", which="minor", labelsize=9)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.16)
+        axes.set_xlabel(label)
+        figure.legend(loc="outside upper right", ncols=2, fontsize=9)
+        return _svg(figure)
 
 
 def _colour(arm: str) -> str:
@@ -101,6 +168,18 @@ def interval_dots(
         axes.spines["left"].set_visible(False)
         figure.legend(loc="outside upper right", ncols=len(arms), fontsize=9)
         return _svg(figure)
+
+
+def sensitivity_dots(arms: Mapping[str, Mapping[str, Any]], classes: Sequence[str], guessing: float) -> str:
+    """Each class's sensitivity with its interval, per arm (summaries of `xfed.common.metrics`)."""
+    rows: dict[str, dict[str, tuple[float, float, float] | None]] = {}
+    for arm, facts in arms.items():
+        rows[arm] = {}
+        for name in classes:
+            entry = facts.get("per_class", {}).get(name, {})
+            interval = entry.get("sensitivity_interval")
+            rows[arm][name] = (entry["sensitivity"], interval[0], interval[1]) if interval else None
+    return interval_dots(rows, guessing, "sensitivity")
 
 
 def _column(rounds: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -13,12 +13,14 @@ from the moving average.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xfed.common.config import Study
 from xfed.common.dcgan import draw_latent
 from xfed.common.errors import FederationError
 from xfed.common.gan import build_generator, ready_generator, render
@@ -30,7 +32,7 @@ from xfed.server.aggregate import RunningMean, check_update, moving_average
 from xfed.server.embeddings import fit_from_embeddings
 from xfed.server.run import ALL_SITES, Run
 
-__all__ = ["Generators", "holders", "train_generators"]
+__all__ = ["Generators", "holders", "sample_images", "train_generators"]
 
 PHASE = "gan"
 SHOWN_ROUNDS = 6
@@ -91,7 +93,7 @@ def train_generators(run: Run) -> Generators:
     checkpoint = run.checkpoints.latest(PHASE)
     if checkpoint is None and "dp-merf" in study.gan.method:
         current = fit_from_embeddings(run, current, sites)
-        progress[0] = _samples(run, current)
+        progress[0] = sample_images(study, current)
     average = current
     if checkpoint is not None:
         done, history = checkpoint.round, checkpoint.facts["history"]
@@ -108,7 +110,7 @@ def train_generators(run: Run) -> Generators:
         for name in study.classes:
             history[name].append({"round": round, **losses[name]})
         if round in _shown_rounds(rounds):
-            progress[round] = _samples(run, average)
+            progress[round] = sample_images(study, average)
         run.checkpoints.save(
             PHASE,
             round,
@@ -162,9 +164,8 @@ def _one_round(
     return {name: mean.mean() for name, mean in means.items()}, losses
 
 
-def _samples(run: Run, weights: dict[str, Weights]) -> npt.NDArray[np.uint8]:
-    """One image per class from fixed latents, uint8 [C, S, S]."""
-    study = run.study
+def sample_images(study: Study, weights: Mapping[str, Weights]) -> npt.NDArray[np.uint8]:
+    """One image per class from fixed latents, uint8 [C, S, S]: the same ones each round, so that they can be seen to sharpen."""
     images = []
     for name in study.classes:
         generator = ready_generator(study, weights[name])

@@ -76,6 +76,9 @@ def start(
         float | None,
         typer.Option(min=1, help="Seconds for sites to come and people to approve; default: federation.join_limit_s."),
     ] = None,
+    page: Annotated[
+        str | None, typer.Option(help="PORT or auto: also serve a live page of the study, on this machine only.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print report.json at the end, nothing else on stdout.")
     ] = False,
@@ -83,6 +86,7 @@ def start(
     """Run or continue a study with the federation's sites. Ends with exit code 0 only if the study succeeded."""
     from xfed.server.deployment import Deployment, plan_for, run_deployment
     from xfed.server.display import StudyDisplay
+    from xfed.server.live_page import page_port
     from xfed.server.report import terminal_table
 
     federation = load_federation(folder)
@@ -102,6 +106,8 @@ def start(
         listen=_address(listen or f"0.0.0.0:{federation.address.rpartition(':')[2]}", "--listen"),
         control=("127.0.0.1" if host == "localhost" else host, port),
         join_limit_s=join_limit,
+        page=page_port(page),
+        announce=lambda url: console.print(f"Live page: {url}", highlight=False, soft_wrap=True),
     )
     console.print(
         f"[bold]{escape(made.study.name)}[/bold]: federation {escape(federation.name)}, {len(made.members)} sites, plan "

@@ -15,13 +15,15 @@ The report holds (parts marked ? may be absent; a score may be None, "nothing to
                  ..}], best_round?, stopped? "early" | "rounds", counts? {class: {real, synthetic}}}
     gan?      {classes {class: {sites, holders?, rounds [{round, loss_g, loss_d}]}}, progress_rounds? [..]}
     archive?  {counts {class: n}, quality? {class: {fid, fid_floor, kid, kid_floor, precision, recall, density,
-    coverage}},
-               recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256}
+               coverage, ms_ssim?, ms_ssim_real?, images_compared?, images_real?, images_floor?, equal_numbers?,
+               kid_pooled?}}, left_out?, tstr? (a summary as of an arm, or {left_out}),
+               recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256, privacy_tests?}
     privacy?  {sites {site: {unit, epsilon, delta, statement, released [..]}}}      epsilon None: infinite
     traffic?  {site: {sent_bytes, received_bytes, messages {name: n}}}              seen from the site
     timings? {phase: seconds}, versions? {..}, digests? {..}, events? [{time, kind, site, text}]
 
-    panels: "real"? uint8 [C, k, S, S], "synthetic"? uint8 [C, k, S, S], "progress"? uint8 [rounds, C, S, S]
+    panels: "real"? uint8 [C, k, S, S], "synthetic"? uint8 [C, k, S, S], "progress"? uint8 [rounds, C, S, S], and the
+            heat maps of `xfed.server.heat_panels`
 """
 
 from __future__ import annotations
@@ -29,13 +31,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
@@ -45,13 +45,26 @@ from xfed.common.durable import write_bytes, write_json, write_text
 from xfed.common.errors import DataError
 from xfed.common.intervals import difference_interval
 from xfed.server import figures
+from xfed.server.pictures import pictures
+from xfed.server.templates import render_page, signed
 
-__all__ = ["SCHEMA", "Difference", "difference", "render_again", "terminal_table", "verdict", "write_report"]
+__all__ = [
+    "ARM_NAMES",
+    "SCHEMA",
+    "Difference",
+    "Panels",
+    "difference",
+    "guessing_rate",
+    "read_panels",
+    "render_again",
+    "terminal_table",
+    "verdict",
+    "write_report",
+]
 
 SCHEMA = 1
 ARM_NAMES = {"DS1": "real only", "DS3": "real + synthetic"}
 PANELS = "report-panels.npz"
-MOST_PROGRESS = 8
 MOST_EVENTS = 200
 CARRIES = {
     "PlanStatus": "whether the plan is approved, software version",
@@ -66,6 +79,8 @@ CARRIES = {
     "ClassifierUpdate": "a classifier's weights, number of images, a mean loss",
     "Scores": "confusion counts, score histograms, patient-level moments",
     "ArchiveMeasured": "sums of features, a few scores per class",
+    "ArchiveVote": "a 0 or 1 for each synthetic image: is it too near to a training image?",
+    "ArchiveAttacked": "patients counted per bin of their distance to the archive",
     "Examples": "example images: phantoms, or with the site's consent",
     "Refusal": "the reason why a request was refused",
 }
@@ -106,11 +121,6 @@ def _number(value: Any, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _signed(value: float, digits: int = 2) -> str:
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
-
-
 def _span(facts: Mapping[str, Any], score: str) -> str:
     interval = facts.get(f"{score}_interval")
     return f"{_number(facts.get(score))} [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
@@ -145,9 +155,9 @@ def verdict(report: Mapping[str, Any]) -> str:
         f"DS3 (real + synthetic) reached {_span(ds3, 'balanced_accuracy')} balanced accuracy against "
         f"{_span(ds1, 'balanced_accuracy')} for DS1 (real only): "
     )
-    interval = f"{_percent(report)} interval {_signed(gap.low)} to {_signed(gap.high)}"
+    interval = f"{_percent(report)} interval {signed(gap.low)} to {signed(gap.high)}"
     if not gap.shown:
-        return opening + f"no difference shown ({_signed(gap.value)}, {interval})."
+        return opening + f"no difference shown ({signed(gap.value)}, {interval})."
     word = "better" if gap.value > 0 else "worse"
     return opening + f"DS3 is {word} by {_number(abs(gap.value))} ({interval})."
 
@@ -165,7 +175,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         absent = [name for name in report["classes"] if name not in facts.get("balanced_over", report["classes"])]
         if absent:
             notes.append(f"Without test images, and so left out of balanced accuracy: {', '.join(absent)}.")
-        guessing = _guessing(report)
+        guessing = guessing_rate(report)
         unsure = [arm for arm, facts in scored.items() if facts["balanced_accuracy_interval"][0] <= guessing]
         if unsure:
             notes.append(
@@ -180,48 +190,20 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _guessing(report: Mapping[str, Any]) -> float:
+def guessing_rate(report: Mapping[str, Any]) -> float:
+    """What guessing would reach in balanced accuracy: 1 over the classes that were scored."""
     for facts in (report.get("arms") or {}).values():
         if facts.get("balanced_over"):
             return 1 / len(facts["balanced_over"])
     return 1 / max(1, len(report["classes"]))
 
 
-def _bytes(value: Any) -> str:
-    size = float(value or 0)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-
-
-def _duration(seconds: Any) -> str:
-    value = float(seconds or 0)
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _dots(arms: Mapping[str, Any], classes: Sequence[str], score: str, guessing: float, label: str) -> str:
-    rows: dict[str, dict[str, tuple[float, float, float] | None]] = {}
-    for arm, facts in arms.items():
-        rows[arm] = {}
-        for name in classes:
-            entry = facts.get("per_class", {}).get(name, {})
-            interval = entry.get(f"{score}_interval")
-            rows[arm][name] = (entry[score], interval[0], interval[1]) if interval else None
-    return figures.interval_dots(rows, guessing, label)
-
-
 def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
     """Every figure that the report has numbers for, as data URIs by name."""
     arms: Mapping[str, Any] = report.get("arms") or {}
-    guessing, result = _guessing(report), {}
+    guessing, result = guessing_rate(report), {}
     if any(facts.get("per_class") for facts in arms.values()):
-        result["sensitivity"] = _dots(arms, report["classes"], "sensitivity", guessing, "sensitivity")
+        result["sensitivity"] = figures.sensitivity_dots(arms, report["classes"], guessing)
     # a private study scores no round
     if any(entry.get("validation_loss") is not None for facts in arms.values() for entry in facts.get("rounds") or []):
         result["curves"] = figures.training_curves(arms, guessing)
@@ -233,26 +215,6 @@ def _drawn(report: Mapping[str, Any]) -> dict[str, str]:
         result["counts"] = figures.counts_bars(
             arms["DS3"]["counts"] if arms.get("DS3", {}).get("counts") else counted[0]
         )
-    return result
-
-
-def _pictures(report: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
-    """Images as data URIs: "real" and "synthetic" {class: [..]}, "progress" {class: [..]} with its "rounds"."""
-    classes: list[str] = report["classes"]
-    result: dict[str, Any] = {}
-    for kind in ("real", "synthetic"):
-        if kind in panels:
-            rows = zip(classes, panels[kind], strict=False)
-            result[kind] = {name: [figures.pixels(image) for image in row if image.any()] for name, row in rows}
-    progress = panels.get("progress")
-    if progress is not None and len(progress):
-        rounds = (report.get("gan") or {}).get("progress_rounds") or list(range(1, len(progress) + 1))
-        chosen = np.unique(np.linspace(0, len(progress) - 1, min(len(progress), MOST_PROGRESS)).round().astype(int))
-        result["rounds"] = [rounds[i] for i in chosen if i < len(rounds)]
-        result["progress"] = {
-            name: [figures.pixels(progress[i, c], most=128) for i in chosen if i < len(rounds)]
-            for c, name in enumerate(classes)
-        }
     return result
 
 
@@ -271,14 +233,10 @@ def _statements(report: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _html(report: Mapping[str, Any], panels: Panels) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"bytes": _bytes, "duration": _duration, "signed": _signed}
-    source = resources.files("xfed.server").joinpath("report.html.j2").read_text(encoding="utf-8")
     classes = report["classes"]
     gaps = {name: difference(report, "sensitivity", name) for name in classes}
-    return environment.from_string(source).render(
+    return render_page(
+        "report.html.j2",
         report=report,
         arms=report.get("arms") or {},
         arm_names=ARM_NAMES,
@@ -287,14 +245,15 @@ def _html(report: Mapping[str, Any], panels: Panels) -> str:
         verdict=verdict(report),
         notes=_notes(report),
         percent=_percent(report),
-        guessing=_guessing(report),
+        guessing=guessing_rate(report),
         gap=difference(report, "balanced_accuracy"),
         accuracy_gap=difference(report, "accuracy"),
         gaps=gaps,
         drawn=_drawn(report),
-        pictures=_pictures(report, panels),
+        pictures=pictures(report, panels),
         carries=CARRIES,
         seen=sorted({name for entry in (report.get("traffic") or {}).values() for name in entry.get("messages") or {}}),
+        heat_scale=figures.heat_scale(),
         site_names=_site_names(report),
         statements=_statements(report),
         most_events=MOST_EVENTS,
@@ -324,6 +283,18 @@ def write_report(folder: Path, report: Mapping[str, Any], panels: Panels | None 
     return path
 
 
+def read_panels(folder: Path) -> dict[str, npt.NDArray[np.uint8]]:
+    """The images kept beside a report; {} where there are none. Raises `DataError`."""
+    path = folder / PANELS
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}). Delete it to render without images.") from error
+
+
 def render_again(folder: Path) -> Path:
     """Write report.html anew from report.json (and the images kept beside it). Raises `DataError`."""
     path = folder / "report.json"
@@ -337,14 +308,7 @@ def render_again(folder: Path) -> Path:
         raise DataError(f"{path} cannot be read ({error}). Run the study again: it continues at the report.") from error
     if not isinstance(report, dict):
         raise DataError(f"{path} is not a report: it must be a mapping with schema {SCHEMA}")
-    panels: dict[str, npt.NDArray[np.uint8]] = {}
-    if (folder / PANELS).is_file():
-        try:
-            with np.load(folder / PANELS, allow_pickle=False) as file:
-                panels = {name: file[name] for name in file.files}
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder / PANELS} is damaged ({error}). Delete it to render without images.") from error
-    return write_report(folder, report, panels)
+    return write_report(folder, report, read_panels(folder))
 
 
 def terminal_table(report: Mapping[str, Any]) -> Table:

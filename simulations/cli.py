@@ -36,10 +36,12 @@ def run(
     data: Annotated[Path | None, typer.Option(help="folder of images and labels, instead of phantoms")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="override a field: --set gan.rounds=3")] = None,
     backend: Annotated[str | None, typer.Option(help="local or ray; default from the study file")] = None,
+    page: Annotated[str | None, typer.Option(help="PORT or auto: also serve a live page, on this machine only")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print report.json at the end, nothing else")] = False,
 ) -> None:
     """Run all three phases, or continue a run that was interrupted: generators, archive, classifiers, report."""
     from xfed.server.display import StudyDisplay
+    from xfed.server.live_page import page_beside, page_port
     from xfed.server.report import terminal_table
     from xfed.simulations.run import load_run_study, run_study
 
@@ -56,7 +58,8 @@ def run(
             "[yellow]This processor only emulates bfloat16: the run is right but slow. "
             "--set precision=float32 is faster here (and gives other bits).[/yellow]"
         )
-    with StudyDisplay(console) as display:
+    live = page_beside(folder, page_port(page), lambda url: console.print(f"Live page: {url}", soft_wrap=True))
+    with live, StudyDisplay(console) as display:
         path = run_study(study, folder, data, listener=display, progress=display.images)
     text = (folder / "report.json").read_text(encoding="utf-8")
     if as_json:

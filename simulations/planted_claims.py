@@ -17,7 +17,7 @@ from xfed.simulations.planted_bugs import altered, exchange, module, planted
 __all__: list[str] = []
 
 ledger = module("client.ledger")
-line_file = module("client.line_file")
+line_file = module("common.line_file")
 private_site = module("client.private_site")
 accounting = module("common.accounting")
 chain = module("common.auditor.chain")

@@ -5,38 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.archives import REAL, FakeRun, weights_of
 from tests.conftest import tiny
 from xfed.common.errors import CheckpointError
-from xfed.common.gan import build_generator
-from xfed.common.journal import Journal
 from xfed.common.registry import load_generator, save_generator
-from xfed.common.weights import parameters_of
-from xfed.server.archive import build_archive, plan_counts, read_archive, render_block, verify_archive
+from xfed.server.archive import build_archive, plan_counts, read_archive, render_block
+from xfed.server.archive_signature import verify_archive
 from xfed.server.run import Run
-
-REAL = {"Cardiomegaly": 30, "Normal": 70, "Pleural Effusion": 10}
-
-
-class _Run:
-    """As much of a Run as the archive needs: one site with `REAL` training images."""
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.study = tiny(**changes)
-        self.folder = folder
-        self.journal = Journal(folder / "events.jsonl")
-        self.exchange = SimpleNamespace(sites=("a",))
-        self.census = SimpleNamespace(counts=np.array([list(REAL.values())] * 3))
-
-
-def _weights(run: _Run) -> dict[str, Any]:
-    return {name: parameters_of(build_generator(run.study, ("g", name))) for name in run.study.classes}
 
 
 def test_plan_fills_every_class_to_the_target() -> None:
@@ -49,9 +30,8 @@ def test_plan_fills_every_class_to_the_target() -> None:
 
 
 def test_layout_and_reproducibility(tmp_path: Path) -> None:
-    run = _Run(tmp_path / "a")
-    (tmp_path / "a").mkdir()
-    weights = _weights(run)
+    run = FakeRun(tmp_path / "a")
+    weights = weights_of(run)
     manifest = build_archive(cast(Run, run), weights)
     folder = tmp_path / "a" / "archive"
     with (folder / "metadata.csv").open() as file:
@@ -61,11 +41,10 @@ def test_layout_and_reproducibility(tmp_path: Path) -> None:
         with Image.open(folder / row["file_name"]) as image:
             assert (image.mode, image.size) == ("L", (32, 32))
         assert row["file_name"].split("/")[1] == row["label"]
-    assert verify_archive(folder) == []
+    assert verify_archive(folder, unsigned=True) == []
     # the same command again keeps it, another folder gives the same bytes
     assert build_archive(cast(Run, run), weights) == manifest
-    other = _Run(tmp_path / "b")
-    (tmp_path / "b").mkdir()
+    other = FakeRun(tmp_path / "b")
     assert build_archive(cast(Run, other), weights)["root_sha256"] == manifest["root_sha256"]
     # any one image from the generator's file and its number alone
     save_generator(tmp_path / "g.safetensors", run.study, "Normal", weights["Normal"], {})
@@ -77,31 +56,31 @@ def test_layout_and_reproducibility(tmp_path: Path) -> None:
 
 
 def test_every_change_is_found(tmp_path: Path) -> None:
-    run = _Run(tmp_path, archive={"balance": "fixed", "per_class": 3})
-    build_archive(cast(Run, run), _weights(run))
+    run = FakeRun(tmp_path, archive={"balance": "fixed", "per_class": 3})
+    build_archive(cast(Run, run), weights_of(run))
     folder = tmp_path / "archive"
     victims = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
     for path in victims:
         whole = path.read_bytes()
         path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:])
-        assert verify_archive(folder) == [f"{path.relative_to(folder)}: changed"]
+        assert verify_archive(folder, unsigned=True) == [f"{path.relative_to(folder)}: changed"]
         path.unlink()
-        assert verify_archive(folder) == [f"{path.relative_to(folder)}: missing"]
+        assert verify_archive(folder, unsigned=True) == [f"{path.relative_to(folder)}: missing"]
         path.write_bytes(whole)
     (folder / "images" / "Normal" / "extra.png").write_bytes(b"x")
-    assert verify_archive(folder) == ["images/Normal/extra.png: not in the manifest"]
+    assert verify_archive(folder, unsigned=True) == ["images/Normal/extra.png: not in the manifest"]
     (folder / "images" / "Normal" / "extra.png").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["metadata.csv"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert any("root digest" in problem for problem in verify_archive(folder))
+    assert any("root digest" in problem for problem in verify_archive(folder, unsigned=True))
     (folder / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="manifest"):
-        verify_archive(folder)
+        verify_archive(folder, unsigned=True)
 
 
 def test_a_build_that_was_cut_short_leaves_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _Run(tmp_path, archive={"balance": "fixed", "per_class": 40})
+    run = FakeRun(tmp_path, archive={"balance": "fixed", "per_class": 40})
     calls = {"n": 0}
     real = render_block
 
@@ -113,11 +92,11 @@ def test_a_build_that_was_cut_short_leaves_no_archive(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("xfed.server.archive.render_block", cut)
     with pytest.raises(KeyboardInterrupt):
-        build_archive(cast(Run, run), _weights(run))
+        build_archive(cast(Run, run), weights_of(run))
     assert not (tmp_path / "archive").exists()
     monkeypatch.setattr("xfed.server.archive.render_block", real)
-    build_archive(cast(Run, run), _weights(run))
-    assert verify_archive(tmp_path / "archive") == []
+    build_archive(cast(Run, run), weights_of(run))
+    assert verify_archive(tmp_path / "archive", unsigned=True) == []
 
 
 def test_the_command_says_untouched_or_what_changed(tmp_path: Path) -> None:
@@ -125,13 +104,16 @@ def test_the_command_says_untouched_or_what_changed(tmp_path: Path) -> None:
 
     from xfed.server.cli import app
 
-    run = _Run(tmp_path, archive={"balance": "fixed", "per_class": 2})
-    build_archive(cast(Run, run), _weights(run))
+    run = FakeRun(tmp_path, archive={"balance": "fixed", "per_class": 2})
+    build_archive(cast(Run, run), weights_of(run))
     folder = tmp_path / "archive"
-    good = CliRunner().invoke(app, ["archive", "verify", str(folder)])
+    good = CliRunner().invoke(app, ["archive", "verify", str(folder), "--unsigned"])
     assert good.exit_code == 0
     assert "untouched" in good.output
+    assert "not signed" in good.output
+    bare = CliRunner().invoke(app, ["archive", "verify", str(folder)])
+    assert "--unsigned" in str(bare.exception)
     (folder / "metadata.csv").write_text("x")
-    bad = CliRunner().invoke(app, ["archive", "verify", str(folder)])
+    bad = CliRunner().invoke(app, ["archive", "verify", str(folder), "--unsigned"])
     assert isinstance(bad.exception, CheckpointError)
     assert "metadata.csv: changed" in str(bad.exception)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from xfed.client import audit as module
-from xfed.client import line_file
 from xfed.client.audit import KINDS, ZEROS, AuditLog, head, read_audit, verify_audit
 from xfed.client.audit_cli import audit
+from xfed.common import line_file
 from xfed.common import messages as m
 from xfed.common.errors import CheckpointError, ConfigError, StorageError
 from xfed.common.packing import digest_of_request

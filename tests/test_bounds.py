@@ -50,7 +50,9 @@ def _requests(study: Study = STUDY) -> dict[str, m.Request]:
         m.KeepArchive(study=d, shard=0, digest=DIGEST, arrays=_shard()),
         m.TrainClassifier(study=d, arm="DS1", round=1, weights=C, **summed),
         m.ScoreClassifier(study=d, arm="DS1", round=1, split="validation", weights=C, **summed),
-        m.MeasureArchive(study=d, arm="DS3", weights=C, **summed),
+        m.MeasureArchive(study=d, arm="DS3", scale=1.0, thinning={"times": np.array([0, 1, 6])}, weights=C, **summed),
+        m.VoteOnArchive(study=d, arm="DS1", root=DIGEST, images=3, weights=C, **summed),
+        m.AttackArchive(study=d, root=DIGEST, images=3, arrays={"released": np.array([1, 0, 1], np.uint8)}, **summed),
         m.ShowExamples(study=d, count=1),
         m.AdvertiseKeys(study=d, **session),
         m.ShareKeys(study=d, arrays=keys, **session),
@@ -100,7 +102,7 @@ def test_what_private_studies_alone_ask_for_is_refused_in_others_and_the_reverse
         _passes(request, PRIVATE_STUDY)
     for request in _private_requests(STUDY).values():
         assert "private study" in _refusal(request, STUDY)
-    for kind in ("ScoreClassifier", "MeasureArchive"):
+    for kind in ("ScoreClassifier", "MeasureArchive", "VoteOnArchive", "AttackArchive"):
         request = dataclasses.replace(_requests()[kind], study=PRIVATE_STUDY.digest)
         assert "differentially private" in _refusal(request, PRIVATE_STUDY)
     # dp-merf alone has no rounds of training
@@ -133,11 +135,17 @@ EDGES: list[tuple[str, str, list[Any], list[Any], str]] = [
     ("TrainGan", "class_name", ["Normal", "Pleural Effusion"], ["normal", "", "../x", "N" * 10**6], "Cardiomegaly"),
     ("TrainGan", "payload", ["float32"], ["bfloat16", "", "float16"], "float32"),
     ("TrainClassifier", "round", [1, 3], [0, 4], "1..3"),
-    ("TrainClassifier", "arm", ["DS1", "DS3"], ["DS2", "", "ds1"], "DS1, DS3"),
+    ("TrainClassifier", "arm", ["DS1", "DS3"], ["DS2", "", "ds1", "TSTR"], "DS1, DS3"),
     ("ScoreClassifier", "round", [1, 3], [0, 4], "1..3"),
     ("ScoreClassifier", "split", ["validation"], ["train", "", "tests"], "validation, test"),
-    ("ScoreClassifier", "arm", ["DS3"], ["DS4"], "DS1, DS3"),
-    ("MeasureArchive", "arm", ["DS1"], [""], "DS1, DS3"),
+    ("ScoreClassifier", "arm", ["DS3"], ["DS4", "TSTR"], "DS1, DS3"),
+    ("MeasureArchive", "arm", ["DS1"], ["", "TSTR"], "DS1, DS3"),
+    ("MeasureArchive", "scale", [2.0**-20, 1.0, 2.0**20], [0.0, -1.0, 2.0**21, np.nan, np.inf, 1, True], "9.53674e-07"),
+    ("VoteOnArchive", "arm", ["DS1"], ["", "TSTR"], "DS1, DS3"),
+    ("VoteOnArchive", "root", [DIGEST], ["", DIGEST[1:], "../x"], "SHA-256"),
+    ("VoteOnArchive", "images", [1, 4096 * SHARD], [0, -1, 4096 * SHARD + 1, True, 3.0], "1..8388608"),
+    ("AttackArchive", "root", [DIGEST], ["", DIGEST.upper()], "SHA-256"),
+    ("AttackArchive", "images", [3], [0, -1, 4096 * SHARD + 1], "1..8388608"),
     ("ShowExamples", "count", [1, 16], [0, 17, -1], "1..16"),
     ("KeepArchive", "shard", [0, 4095], [-1, 4096], "0..4095"),
     (
@@ -196,7 +204,7 @@ def test_every_scalar_is_bounded_on_both_sides(
 
 def test_no_field_of_any_request_goes_unchecked() -> None:
     """A field that is added to a request and forgotten here passes with nonsense in it, and fails this test."""
-    wrong = {"str": "\x00 nonsense", "int": -7, "Arrays": {"nonsense": np.zeros(3, np.int8)}}
+    wrong = {"str": "\x00 nonsense", "int": -7, "float": -7.0, "Arrays": {"nonsense": np.zeros(3, np.int8)}}
     for request in _requests(SECURE).values():
         for field in dataclasses.fields(request):
             _refusal(replace(request, **{field.name: wrong[str(field.type)]}), SECURE)
@@ -209,7 +217,31 @@ def test_the_test_patients_are_scored_after_the_last_round_only() -> None:
         assert "ScoreClassifier.round" in _refusal(replace(score, split=split, round=round))
 
 
-WEIGHTED = ("TrainGan", "TrainClassifier", "ScoreClassifier", "MeasureArchive")
+def test_a_classifier_of_the_archive_alone_is_scored_once_on_test_patients_where_the_study_says_so() -> None:
+    score = replace(_requests()["ScoreClassifier"], arm="TSTR", split="test", round=4)
+    _passes(score)
+    assert "ScoreClassifier.arm" in _refusal(replace(score, arm="tstr"))
+    assert "ScoreClassifier.arm" in _refusal(replace(score, split="validation", round=3))
+    assert "ScoreClassifier.round" in _refusal(replace(score, round=3))
+    assert "weights" in _refusal(replace(score, weights={}))
+    without = tiny(archive={"tstr_steps": 0})
+    assert "ScoreClassifier.arm" in _refusal(replace(score, study=without.digest), without)
+    private = replace(score, study=PRIVATE_STUDY.digest)
+    assert "differentially private" in _refusal(private, PRIVATE_STUDY)
+    noisy = m.ScorePrivately(study=PRIVATE_STUDY.digest, arm="TSTR", weights=C)
+    assert "ScorePrivately.arm" in _refusal(noisy, PRIVATE_STUDY)
+
+
+@pytest.mark.parametrize(
+    "times", [[0, 0, 7], [-1, 0, 0], [0, 0], [0, 0, 0, 0], [[0, 0, 0]], [0.0, 1.0, 2.0], [np.nan, 0, 0]]
+)
+def test_a_half_is_thinned_by_powers_of_two_only(times: list[Any]) -> None:
+    request = replace(_requests()["MeasureArchive"], thinning={"times": np.array(times)})
+    assert "MeasureArchive.thinning" in _refusal(request)
+    assert "MeasureArchive.thinning" in _refusal(replace(request, thinning={"shares": np.array([0, 0, 0])}))
+
+
+WEIGHTED = ("TrainGan", "TrainClassifier", "ScoreClassifier", "MeasureArchive", "VoteOnArchive")
 
 
 @pytest.mark.parametrize("kind", WEIGHTED)
@@ -245,7 +277,7 @@ def test_a_single_number_that_is_not_finite_is_found(kind: str, value: float) ->
     assert "finite" in text
 
 
-@pytest.mark.parametrize("kind", [*WEIGHTED, "KeepArchive", "Unmask", "ShareKeys"])
+@pytest.mark.parametrize("kind", [*WEIGHTED, "KeepArchive", "Unmask", "ShareKeys", "AttackArchive"])
 def test_huge_shapes_are_refused_by_their_shape_alone(kind: str) -> None:
     request = _requests()[kind]
     field = next(field.name for field in dataclasses.fields(request) if field.type == "Arrays")
@@ -300,6 +332,25 @@ def test_archive_shards_are_bounded_before_anything_in_them_is_read() -> None:
     assert "0..2" in refused({**good, "labels": np.array([0, 1, 2, 3])})
     assert "0..2" in refused({**good, "labels": np.array([0, 1, 2, -1])})
     assert "arrays" in refused({**good, "more": good["labels"]})
+
+
+def test_which_images_are_attacked_is_a_zero_or_one_for_each() -> None:
+    attack = _requests()["AttackArchive"]
+    for array in (np.zeros(3, np.uint8), np.ones(3, np.uint8)):
+        _passes(replace(attack, arrays={"released": array}))
+    for arrays in (
+        {"released": np.ones(2, np.uint8)},
+        {"released": np.ones(3, np.int8)},
+        {"released": np.ones((3, 1), np.uint8)},
+        {"released": np.array([0, 1, 2], np.uint8)},
+        {"released": np.ones(3, np.uint8), "more": np.ones(3, np.uint8)},
+        {},
+    ):
+        assert "arrays" in _refusal(replace(attack, arrays=arrays))
+    small, vote = LOOSE.model_copy(update={"max_archive_images": 120}), _requests()["VoteOnArchive"]
+    for count, check in ((120, _passes), (121, _refusal)):
+        check(replace(attack, images=count, arrays={"released": np.ones(count, np.uint8)}), policy=small)
+        check(replace(vote, images=count), policy=small)
 
 
 def test_the_archive_takes_no_more_disk_than_the_policy_gives() -> None:
@@ -385,13 +436,15 @@ def test_a_thousand_peers_are_allowed() -> None:
         check_request(replace(request, peers=",".join(members)), STUDY, LOOSE, members)
 
 
+MEASURES = ("MeasureArchive", "VoteOnArchive", "AttackArchive")
 POLICIES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("phases", {"phases": ("archive", "classifier")}, {"TrainGan"}),
-    ("phases", {"phases": ("generators", "classifier")}, {"OfferArchive", "KeepArchive", "MeasureArchive"}),
+    ("phases", {"phases": ("generators", "classifier")}, {"OfferArchive", "KeepArchive", *MEASURES}),
     ("phases", {"phases": ("generators", "archive")}, {"TrainClassifier", "ScoreClassifier"}),
     ("metrics", {"metrics": ("counts", "scores", "archive_scores")}, {"TrainGan", "TrainClassifier"}),
     ("metrics", {"metrics": ("counts", "losses", "archive_scores")}, {"ScoreClassifier"}),
-    ("metrics", {"metrics": ("counts", "losses", "scores")}, {"MeasureArchive"}),
+    ("metrics", {"metrics": ("counts", "losses", "scores")}, {"MeasureArchive", "AttackArchive"}),
+    ("archive_votes", {"archive_votes": False}, {"VoteOnArchive"}),
     ("metrics", {"metrics": ("scores", "archive_scores", "losses")}, set(_requests())),
     ("share_examples", {"share_examples": False}, {"ShowExamples"}),
     ("allow_non_private", {"allow_non_private": False}, set(_requests())),

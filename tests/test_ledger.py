@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfed.client import ledger as module
-from xfed.client import line_file
 from xfed.client.ledger import Ledger, Reservation, ledger_key, open_ledger
+from xfed.common import line_file
 from xfed.common.accounting import epsilon
 from xfed.common.dp_events import Event, merged
 from xfed.common.errors import CheckpointError, FederationError, IdentityError, RefusedError, StorageError

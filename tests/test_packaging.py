@@ -69,7 +69,7 @@ def _run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedPro
 
 def _shipped() -> set[str]:
     """What must be in the wheel, by the folders on disk."""
-    suffixes = ("*.py", "*.yaml", "*.j2", "*.css", "py.typed")
+    suffixes = ("*.py", "*.yaml", "*.j2", "*.html", "*.js", "*.css", "py.typed")
     found = [path for folder in FOLDERS for suffix in suffixes for path in (ROOT / folder).rglob(suffix)]
     return {"xfed/" + path.relative_to(ROOT).as_posix() for path in found}
 

@@ -85,6 +85,12 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
         {**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 2e-4}},
         "privacy.delta: the study wants 0.0002",
     ),
+    "archive_votes": (
+        False,
+        {"archive": {"vote": False}},
+        {},
+        "archive.vote: the study wants True",
+    ),
     "share_examples": (
         False,
         {},
@@ -160,6 +166,12 @@ def test_all_violations_are_told_at_once_and_parts_narrow_them() -> None:
     assert [text for text in violations(policy, tiny(), ("scores",)) if "scores" in text]
     assert violations(policy, tiny(), ()) == []
     assert len(violations(_with(max_image_size=16), tiny(), ())) == 1, "what concerns the whole study is always told"
+
+
+def test_a_private_study_holds_no_vote_whatever_it_says() -> None:
+    study = tiny(**{**PRIVATE, "privacy": {"epsilon": 3.0, "delta": 1e-4}})
+    assert study.archive.vote
+    assert violations(_with(archive_votes=False), study) == []
 
 
 def test_both_phases_are_bound_by_what_holds_for_a_step_or_a_round() -> None:

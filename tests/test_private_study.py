@@ -220,7 +220,9 @@ def test_a_private_study_answers_nothing_that_has_no_noise(tmp_path: Path) -> No
     weights = parameters_of(build_classifier(STUDY))
     for request in (
         m.ScoreClassifier(study=STUDY.digest, arm="DS1", round=2, split="test", weights=weights),
-        m.MeasureArchive(study=STUDY.digest, arm="DS1", weights=weights),
+        m.MeasureArchive(study=STUDY.digest, arm="DS1", scale=1.0, thinning={}, weights=weights),
+        m.VoteOnArchive(study=STUDY.digest, arm="DS1", root="ab" * 32, images=3, weights=weights),
+        m.AttackArchive(study=STUDY.digest, root="ab" * 32, images=3, arrays={}),
         m.ShowExamples(study=STUDY.digest, count=1),
     ):
         with pytest.raises(RefusedError, match="this study is private"):

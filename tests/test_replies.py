@@ -15,6 +15,7 @@ from xfed.client.reply_bounds import check_reply, splits_taking_part
 from xfed.common import messages as m
 from xfed.common.errors import RefusedError
 from xfed.common.frechet import feature_sums, to_arrays
+from xfed.common.membership import no_counts
 from xfed.common.metrics import score_sums
 from xfed.common.metrics import to_arrays as score_arrays
 from xfed.common.randomness import numpy_generator
@@ -48,6 +49,13 @@ def _measured(halves: dict[int, tuple[int, int]]) -> m.ArchiveMeasured:
     return m.ArchiveMeasured(site="ward-a", arrays=arrays)
 
 
+def _attacked(members: int, ranked: int = 9) -> m.ArchiveAttacked:
+    counts = no_counts(3)
+    counts["membership"][:, 1, :, 5] = members
+    counts["ranks"][0, :2] = (1, ranked - 1)
+    return m.ArchiveAttacked(site="ward-a", arrays=counts)
+
+
 def _update(images: int) -> m.GanUpdate:
     return m.GanUpdate(site="ward-a", images=images, loss_g=1.0, loss_d=1.0, seconds=1.0, weights=WEIGHTS)
 
@@ -64,6 +72,8 @@ def _replies() -> dict[str, m.Reply]:
         _classifier_update(9),
         _scores([0] * 9 + [1] * 9 + [2] * 9),
         _measured({0: (9, 9)}),
+        _attacked(9),
+        m.ArchiveVote(arrays={"vetoes": np.array([0, 1], np.uint8)}, **a),
         m.Embedding(images=9, arrays={"sum": np.zeros(8)}, **a),
         m.NoisyScores(arrays={"confusion": np.zeros((3, 3))}, **a),
         m.LedgerLines(lines="", head="{}", key="{}", **a),
@@ -99,7 +109,7 @@ FORBIDDEN = {
     "counts": {"Description", "GanUpdate", "ClassifierUpdate", "Embedding"},
     "losses": {"GanUpdate", "ClassifierUpdate"},
     "scores": {"Scores", "NoisyScores"},
-    "archive_scores": {"ArchiveMeasured"},
+    "archive_scores": {"ArchiveMeasured", "ArchiveAttacked"},
 }
 
 
@@ -144,6 +154,9 @@ SMALL: list[tuple[m.Reply, bool]] = [
     (_scores([0] * 5 + [1] * 4), False),
     (_scores([0] * 5 + [1] * 5, [0, 1, 2, 3, 3, 4, 5, 6, 7, 8]), False),
     (_scores([]), True),
+    (_attacked(5, 5), True),
+    (_attacked(4, 5), False),
+    (_attacked(5, 4), False),
 ]
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.conftest import ROOT, tiny
 from xfed.common.errors import CheckpointError, StorageError
+from xfed.common.synthetic_training import train_on_synthetic
 from xfed.common.weights import digest_of, load_arrays
-from xfed.server.archive import verify_archive
+from xfed.server.archive import read_archive, verify_archive
 from xfed.simulations.run import run_study
 
 # runs the tiny study and kills its own process, without any warning, at the n-th fsync: every durable write is one
@@ -68,14 +70,33 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_pretraining_changes_where_ds3_starts_and_nothing_else(unbroken: Path, tmp_path: Path) -> None:
+    study = tiny(classifier={"pretraining": 30, "rounds": 1})
+    run_study(study, tmp_path / "ready")
+    run_study(tiny(classifier={"rounds": 1}), tmp_path / "plain")
+    differing = _differences(tmp_path / "ready", tmp_path / "plain")
+    assert "classifier-DS3.safetensors" in differing
+    assert not [name for name in differing if "DS3" not in name], "DS1, generators and archive read no archive first"
+    images, labels = read_archive(unbroken / "archive", study.classes)
+    start = train_on_synthetic(study, images, labels, steps=30, purpose="pretraining", device=torch.device("cpu"))
+    checkpoint = load_arrays(tmp_path / "ready" / "models" / "classifier-DS3.safetensors")[0]
+    moved = [float(np.abs(checkpoint[key] - start[key]).mean()) for key in start]
+    plain = load_arrays(tmp_path / "plain" / "models" / "classifier-DS3.safetensors")[0]
+    assert np.mean(moved) < 0.5 * np.mean([float(np.abs(plain[key] - start[key]).mean()) for key in start])
+
+
 def test_a_run_folder_has_what_the_design_promises(unbroken: Path) -> None:
     for name in ("config.yaml", "report.html", "report.json", "events.jsonl", "archive/manifest.json", "checkpoints"):
         assert (unbroken / name).exists(), name
+    passport = json.loads((unbroken / "archive" / "passport.json").read_text())
+    assert passport["tstr"]["n"] > 0
+    assert passport["verdict"]["may_not"]
     models = {path.name for path in (unbroken / "models").iterdir()}
     assert models == {
         *(f"generator-{name}.safetensors" for name in tiny().classes),
         "classifier-DS1.safetensors",
         "classifier-DS3.safetensors",
+        "classifier-TSTR.safetensors",
     }
     assert verify_archive(unbroken / "archive") == []
     report = json.loads((unbroken / "report.json").read_text())

@@ -150,7 +150,8 @@ def test_the_archive_is_kept_by_digest_and_fetched_once(tmp_path: Path) -> None:
     model = parameters_of(build_classifier(site.study, torch_generator(1, "c")))
     reply = site.answer(m.TrainClassifier(study=study, arm="DS3", round=1, weights=model))
     assert isinstance(reply, m.ClassifierUpdate)
-    measured = site.answer(m.MeasureArchive(study=study, arm="DS3", weights=model))
+    thinning = {"times": np.zeros(3, np.int64)}
+    measured = site.answer(m.MeasureArchive(study=study, arm="DS3", scale=1.0, thinning=thinning, weights=model))
     assert isinstance(measured, m.ArchiveMeasured)
 
 
@@ -175,7 +176,7 @@ def test_no_reply_holds_pixels_of_the_store_unless_examples_are_shared(tmp_path:
         m.TrainClassifier(study=study, arm="DS1", round=1, weights=model),
         m.TrainClassifier(study=study, arm="DS3", round=1, weights=model),
         m.ScoreClassifier(study=study, arm="DS1", round=1, split="validation", weights=model),
-        m.MeasureArchive(study=study, arm="DS1", weights=model),
+        m.MeasureArchive(study=study, arm="DS1", scale=1.0, thinning={"times": np.zeros(3, np.int64)}, weights=model),
         m.ShowExamples(study=study, count=2),
     ]
     rows = [image[16].tobytes() for image in site.store.images]

@@ -60,7 +60,8 @@ def test_exactly_the_steps_that_were_asked_for_at_a_falling_rate(monkeypatch, st
     calls = []
     monkeypatch.setattr(synthetic_training, "train_round", lambda *a, **settings: calls.append(settings))
     images, labels = _drawn(3, 4)
-    train_on_synthetic(tiny(), images, labels, steps=steps, purpose="test", device=CPU)
+    study = tiny(classifier={"balance": "loss"})
+    train_on_synthetic(study, images, labels, steps=steps, purpose="test", device=CPU)
     assert sum(call["steps"] for call in calls) == steps
     rates = [call["learning_rate"] for call in calls]
     assert rates == sorted(rates, reverse=True)
