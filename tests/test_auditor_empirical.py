@@ -42,7 +42,11 @@ def test_the_command_attacks_what_a_ledger_tells(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["empirical", str(run), "--json"])
     assert done.exit_code == 0, done.output
     site = json.loads(done.stdout)["sites"]["site-01"]
-    assert {(one["q"], one["sigma"], one["steps"]) for one in site["events"]} == {(1.0, 4.0, 1), (0.05, 2.0, 30), (1.0, 8.0, 1)}
+    assert {(one["q"], one["sigma"], one["steps"]) for one in site["events"]} == {
+        (1.0, 4.0, 1),
+        (0.05, 2.0, 30),
+        (1.0, 8.0, 1),
+    }
     assert 0 < site["epsilon_lower_bound"] <= site["epsilon_claimed"]
     assert not site["contradicted"]
 
