@@ -14,7 +14,7 @@ what is as good as identical is vetoed, and the vote says that it was not calibr
 
 Formal guarantees
     An image drawn like the hospitals' held-out patients is vetoed, by any of them, with a chance of about `HONEST` or less, if
-    log ratios have tails no heavier than Student's t with `FREEDOM` degrees (docs/archive-privacy.md: measured, well below 2%).
+    log ratios have tails no heavier than Student's t with `FREEDOM` degrees (measured: docs/archive-privacy.md).
     The same archive, store and weights give the same vote.
 Not covered
     Copies that are rotated, scaled or cut; a feature of a patient in an otherwise new image; a training image of another
@@ -37,9 +37,9 @@ from xfed.common.nearest import nearest
 
 __all__ = ["HONEST", "IDENTICAL", "LEAST", "Vote", "limit_of", "vote"]
 
-HONEST = 0.005
+HONEST = 0.01
 """Share of honest images that may be vetoed, by all sites and both tests together, as far as `FREEDOM` describes the tails."""
-FREEDOM = 10
+FREEDOM = 8
 LEAST = 20
 """Held-out images below which no limit is worth much."""
 IDENTICAL = 0.05

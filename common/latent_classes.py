@@ -53,15 +53,16 @@ SHELL = 1.5  # a normal vector's length leaves sqrt(L) +- 1.5 with a probability
 class Steering:
     """How latents are moved and when they are accepted.
 
-    `threshold`: accepted at this probability of the whole target. `steps`: most moves of one latent. `rate`: Adam's. `proximity`:
-    weight of |z - z0|^2, summed over the latent's numbers. `prior`: what `project` returns to. `batch`: latents at once.
-    Raises `ValueError` where a value is outside its range.
+    `threshold`: accepted at this probability of the whole target; a classifier trained with label smoothing never says 1, which
+    bounds it. `steps`: most moves of one latent. `rate`: Adam's. `proximity`: weight of |z - z0|^2, summed over
+    the latent's numbers; more keeps it nearer to its start, and accepts fewer (docs/experiments.md). `prior`: what `project`
+    returns to. `batch`: latents at once. Raises `ValueError` where a value is outside its range.
     """
 
     threshold: float = 0.9
     steps: int = 100
     rate: float = 0.05
-    proximity: float = 0.1
+    proximity: float = 0.01
     prior: Prior = "sphere"
     head: Head = "softmax"
     batch: int = 64

@@ -35,9 +35,9 @@ from xfed.server.run import Run
 
 __all__ = ["archive_quality"]
 
-_NUMBERS = {"images_compared": 0, "images_real": 0, "images_floor": 0, "equal_numbers": False, "kid_pooled": False}
+_NUMBERS = ("images_compared", "images_real", "images_floor", "equal_numbers", "kid_pooled")
 # features of real images without noise would be one more release of a private study; "recognised" needs none
-_UNMEASURED: dict[str, Any] = {"fid": None, "fid_floor": None} | _NUMBERS | dict.fromkeys(SCORES)
+_UNMEASURED: dict[str, Any] = dict.fromkeys(("fid", "fid_floor", *_NUMBERS, *SCORES))
 LEFT_OUT_PRIVATE = (
     "left out: this study is private, and features of real images without noise would be one more release that its budget "
     "does not plan"

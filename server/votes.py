@@ -126,7 +126,7 @@ def _vote_facts(
     text = (
         f"{sites} of {len(run.exchange.sites)} hospitals compared every image with their training images and with held-out "
         f"patients; {out:,} of {len(vetoed):,} images ({out / len(vetoed):.1%}) were nearer to a training image than another "
-        "patient would be, at one hospital or more, and are left out. An honest image is vetoed with a chance below 2%."
+        "patient would be, at one hospital or more, and are left out. An honest image is vetoed with a chance of about 1%."
     )
     if calibrated < sites:
         text += f" {sites - calibrated} had too few held-out images, and looked for near-identical copies alone."

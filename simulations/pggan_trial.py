@@ -7,8 +7,9 @@
                                          +--> reject_latents ----+         |
     phantoms B, other patients --> judge classifier (other seed) ----------+--> share it calls by the class; FID to B's class
 
-The judge never steers and has seen none of A's patients. FID is the Frechet distance in the judge's projected features, at equal
-numbers for both methods, beside the floor: the same between two halves of B. One run, one seed: read differences, not decimals.
+The judge never steers and has seen none of A's patients. FID is the Frechet distance in the judge's projected features to B's
+images; its floor is that of as many images of A. FID falls with the number of images, so the methods are also compared at equal
+numbers. One run, one seed: read differences, not decimals.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from xfed.common.classifier import predict, prepare, train_round
 from xfed.common.config import Study, parse_study
 from xfed.common.console import EXIT_CODES, print_result, run_app
 from xfed.common.durable import write_json
+from xfed.common.errors import ConfigError
 from xfed.common.features import project_features
 from xfed.common.frechet import FeatureSums, feature_sums, frechet_distance
 from xfed.common.growing import Place, Schedule
@@ -73,10 +75,10 @@ class Trial:
     batch: int = 16
     steps: int = 2000
     growth: float = 1.5
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     augment: str = "none"
     precision: str = "float32"
-    classifier_steps: int = 300
+    classifier_steps: int = 700
     latents: int = 100
     steering: Steering = field(default_factory=Steering)
     seed: int = 2018
@@ -222,8 +224,13 @@ def _sought(trial: Trial, world: World, generator: Generator, search: Search, na
     )
 
 
+def _fid(world: World, real: Pixels, images: Pixels) -> float | None:
+    """None for fewer images than a covariance needs."""
+    return frechet_distance(world.sums(real), world.sums(images)) if len(images) > 1 else None
+
+
 def label(trial: Trial, world: World, generator: Generator) -> list[dict[str, Any]]:
-    """Both methods for every class: yield, cost, what the judge says, FID at equal numbers to B's images of the class.
+    """Both methods for every class: yield, cost, what the judge says, FID to B's images of the class.
 
     `trial.latents` are optimised; rejection may try `REJECTION` times as many to find as many.
     """
@@ -238,8 +245,7 @@ def label(trial: Trial, world: World, generator: Generator) -> list[dict[str, An
         kept = {
             method: _pictures(generator, one.latents[one.accepted], grown, trial.size) for method, one in found.items()
         }
-        equal = min(len(real) // 2, *(len(images) for images in kept.values()))
-        floor = frechet_distance(world.sums(real[equal:]), world.sums(real[:equal])) if equal > 1 else None
+        equal = min(len(images) for images in kept.values())
         for method, images in kept.items():
             rows.append(
                 {
@@ -247,13 +253,24 @@ def label(trial: Trial, world: World, generator: Generator) -> list[dict[str, An
                     "method": method,
                     **found[method].facts(),
                     "judge": world.agreement(images, number) if len(images) else None,
-                    "fid": frechet_distance(world.sums(real), world.sums(images[:equal])) if equal > 1 else None,
-                    "fid_floor": floor,
-                    "fid_of": equal,
+                    "fid": _fid(world, real, images),
+                    "fid_floor": _fid(world, real, world.images[world.labels == number][: len(images)]),
+                    "fid_at_equal_number": _fid(world, real, images[:equal]),
+                    "equal_number": equal,
                 }
             )
     return rows
 
+
+COLUMNS = {
+    "looks": "looks_per_accepted",
+    "s": "seconds_per_accepted",
+    "steps": "mean_steps",
+    "judge": "judge",
+    "FID": "fid",
+    "floor": "fid_floor",
+    "equal n": "fid_at_equal_number",
+}
 
 app = typer.Typer(add_completion=False)
 
@@ -265,7 +282,9 @@ def trial(
     width: Annotated[int, typer.Option(min=1, help="32 is the paper's.")] = Trial.width,
     latent: Annotated[int, typer.Option(min=2, help="Numbers in a latent.")] = Trial.latent,
     steps: Annotated[int, typer.Option(min=40, help="Training steps of the PGGAN over all stages.")] = Trial.steps,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Adam's, of G and D.")] = Trial.learning_rate,
     augment: Annotated[str, typer.Option(help="What D sees: none, translation or full.")] = Trial.augment,
+    classifier_steps: Annotated[int, typer.Option(min=1, help="Of both classifiers.")] = Trial.classifier_steps,
     latents: Annotated[int, typer.Option(min=2, help="Latents per class.")] = Trial.latents,
     threshold: Annotated[float, typer.Option(help="Probability at which a latent is accepted.")] = Steering.threshold,
     proximity: Annotated[float, typer.Option(min=0, help="Weight of |z - z0|^2.")] = Steering.proximity,
@@ -275,17 +294,23 @@ def trial(
 ) -> None:
     """Train a PGGAN on phantoms without labels, label it by optimising latents and by rejection, and print what came of it."""
     torch.set_num_threads(1)
-    plan = Trial(
-        size=size,
-        patients=patients,
-        width=width,
-        latent=latent,
-        steps=steps,
-        augment=augment,
-        latents=latents,
-        steering=Steering(threshold=threshold, proximity=proximity),
-        seed=seed,
-    )
+    try:
+        plan = Trial(
+            size=size,
+            patients=patients,
+            width=width,
+            latent=latent,
+            steps=steps,
+            learning_rate=learning_rate,
+            augment=augment,
+            classifier_steps=classifier_steps,
+            latents=latents,
+            steering=Steering(threshold=threshold, proximity=proximity),
+            seed=seed,
+        )
+        _settings(plan)
+    except ValueError as error:
+        raise ConfigError(f"{error}. See --help for what each option takes.") from error
     around = world(plan)
     whole = range(len(around.study.classes))
     ceiling = [around.agreement(around.images[around.labels == number], number) for number in whole]
@@ -297,10 +322,9 @@ def trial(
     grown = Table("px", "steps", "FID", "s", title="Growing (first row: untrained)")
     for stage in stages:
         grown.add_row(str(stage["px"]), str(stage["steps"]), f"{stage['fid']:.2f}", f"{stage['seconds']:.0f}")
-    told = Table("class", "method", "yield", "looks each", "s each", "steps", "judge", "FID", "floor")
+    told = Table("class", "method", "yield", *COLUMNS)
     for row in rows:
-        keys = ("looks_per_accepted", "seconds_per_accepted", "mean_steps", "judge", "fid", "fid_floor")
-        shown = ["-" if row[key] is None else f"{row[key]:.2f}" for key in keys]
+        shown = ["-" if row[key] is None else f"{row[key]:.2f}" for key in COLUMNS.values()]
         told.add_row(row["class"], row["method"], f"{row['accepted']}/{row['tried']}", *shown)
     print_result(as_json, values, grown, told, f"The judge is right on {np.mean(ceiling):.3f} of real images.")
 

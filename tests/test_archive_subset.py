@@ -138,6 +138,20 @@ def _real(name: str) -> Any:
     return getattr(archive_subset, name)
 
 
+def test_half_a_rebuilt_folder_never_takes_the_place(tmp_path: Path) -> None:
+    half = tmp_path / ".archive.without"
+    (half / "images").mkdir(parents=True)
+    recover(tmp_path / "archive")
+    assert list(tmp_path.iterdir()) == []
+    folder = built(tmp_path)
+    before = _files(folder)
+    half.mkdir()
+    (half / "manifest.json").write_text("{}")
+    recover(folder)
+    assert _files(folder) == before, "nor a whole one, where the archive is there"
+    assert not half.exists()
+
+
 def test_the_archive_as_delivered_can_be_read_before_and_after(tmp_path: Path) -> None:
     folder = built(tmp_path)
     root, before = read_manifest(folder)["root_sha256"], delivered(tmp_path, CLASSES)

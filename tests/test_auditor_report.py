@@ -243,9 +243,8 @@ def test_a_bound_above_the_claim_is_a_finding(run: Path) -> None:
     site = honest["sites"]["site-01"]
     assert asked[0] == tuple((one["q"], one["sigma"], one["steps"]) for one in site["mechanisms"])
     assert claim(asked[0], DELTA).epsilon == pytest.approx(site["epsilon"])
-    assert "at least 0.1 beside" in next(
-        text for *_, title, text in honest["points"] if title == "Empirical lower bound"
-    )
+    said = {point["title"]: point["text"] for point in honest["points"]}
+    assert "at least 0.1 beside" in said["Empirical lower bound"]
     wrong = audit_facts(gather([run], None, {}), attack=attack(1000.0))
     assert not wrong["verified"]
     assert any("canaries prove epsilon at least 1000" in problem for problem in wrong["problems"])

@@ -199,7 +199,7 @@ def _finished(folder: Path) -> tuple[Path, Outcome, Facts]:
 
 
 def _spoil_model(root: Path) -> None:
-    (path,) = (root / "federation/runs/chaos-open/models").glob("classifier-*.safetensors")
+    path = next((root / "federation/runs/chaos-open/models").glob("classifier-DS*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))

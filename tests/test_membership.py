@@ -93,6 +93,10 @@ def test_rates_that_so_few_cannot_show_are_not_told() -> None:
     assert figures["tpr_at_1_percent_fpr_interval"] is None
     assert figures["auc"] == 1.0
     assert figures["auc_interval"][0] < 1
+    just = np.stack(
+        [histogram("distance", np.repeat([0.1, 0.3], 25)), histogram("distance", np.repeat([0.1, 0.2], [1, 19]))]
+    )
+    assert membership_figures(just)["tpr_at_5_percent_fpr"] == 0.5, "one false alarm of 20 is 5%"
     nobody = membership_figures(np.zeros((2, BINS), np.int64))
     assert nobody["auc"] is None
     counts[1] = histogram("distance", np.full(19, 0.2)) * 2

@@ -21,7 +21,7 @@ from xfed.common.weights import digest_of, load_arrays, parameters_of
 from xfed.server import synthetic_arm
 from xfed.server.passport import passport_of, write_passport
 from xfed.server.quality import archive_quality
-from xfed.server.report import difference, write_report
+from xfed.server.report import difference, render_again, write_report
 from xfed.server.synthetic_arm import LEFT_OUT_PRIVATE, score_synthetic_arm
 
 STATEMENT = "Synthetic images: no picture shows a patient. epsilon is infinite."
@@ -147,6 +147,22 @@ def test_the_page_loads_nothing_names_everything_and_shows_every_number(tmp_path
     assert "3 images were rejected and drawn anew (Normal 3)" in page.text
     assert passport["root_sha256"] == "ee" * 32
     assert "images were taken out since" in page.text, "the figures are of the archive as delivered"
+
+
+def test_the_report_shows_the_heat_maps_and_tstr_too_also_when_it_is_rendered_again(tmp_path: Path) -> None:
+    html = write_report(tmp_path, _report(), _heat()).read_text(encoding="utf-8")
+    page = _Page(html)
+    assert "Where the classifier looks" in page.text
+    images = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert sum(alt.startswith("Heat map of") for alt in images) == 5 * 3 * 2
+    assert sum(alt.startswith("First-layer activations") for alt in images) == 5 * 2
+    assert f"{_report()['archive']['tstr']['balanced_accuracy']:.2f}" in page.text.partition("(TSTR): ")[2][:90]
+    assert render_again(tmp_path).read_text(encoding="utf-8") == html
+    synthetic = {name: array for name, array in _heat().items() if "real" not in name}
+    alone = _Page(write_report(tmp_path, _report(), synthetic).read_text(encoding="utf-8"))
+    shown = [attributes["alt"] for tag, attributes in alone.tags if tag == "img"]
+    assert not any(re.match(r"Real |Heat map of real|First-layer activations of a real", alt) for alt in shown)
+    assert sum(alt.startswith("Heat map of synthetic") for alt in shown) == 5 * 3
 
 
 def test_the_privacy_tests_stand_on_the_page_with_their_figures(tmp_path: Path) -> None:
@@ -320,6 +336,7 @@ def test_a_private_study_asks_no_site_about_the_archive() -> None:
         assert facts["fid"] is None
         assert facts["coverage"] is None
         assert facts["ms_ssim_real"] is None
+        assert facts["images_real"] is None, "not 0"
         assert 0 < facts["ms_ssim"] < 1, "synthetic pairs need no patient"
     assert "private" in found["left_out"]
     assert score_synthetic_arm(run, images, labels) == {"left_out": LEFT_OUT_PRIVATE}

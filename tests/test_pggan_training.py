@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
+from typer.testing import CliRunner
 
-from xfed.common.errors import FederationError
+from xfed.common.errors import ConfigError, FederationError
 from xfed.common.frechet import feature_sums, frechet_distance
 from xfed.common.gan import GanState, render
 from xfed.common.growing import Place, Schedule
+from xfed.common.latent_classes import Steering
 from xfed.common.pggan import Generator, draw_latent, faded
 from xfed.common.pggan_training import PgganSettings, gradient_penalty, new_pggan_state, train_pggan_round
 from xfed.common.randomness import torch_generator
 from xfed.common.weights import load_parameters, parameters_of
+from xfed.simulations import pggan_trial
 from xfed.simulations.phantom import phantom_arrays
 
 CPU = torch.device("cpu")
@@ -199,3 +202,33 @@ def test_weights_that_are_no_numbers_are_named() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         _settings(**wrong)
+
+
+def test_the_trial_runs_from_phantoms_to_labels() -> None:
+    trial = pggan_trial.Trial(
+        patients=12,
+        width=1,
+        latent=16,
+        batch=4,
+        steps=40,
+        classifier_steps=2,
+        latents=3,
+        steering=Steering(threshold=0.3, steps=4),
+    )
+    world = pggan_trial.world(trial)
+    generator, stages = pggan_trial.grow(trial, world)
+    assert [stage["px"] for stage in stages] == [32, 4, 8, 16, 32]
+    assert stages[-1]["steps"] == 40
+    assert np.isfinite([stage["fid"] for stage in stages]).all()
+    rows = pggan_trial.label(trial, world, generator)
+    assert [row["method"] for row in rows] == ["optimised", "rejection"] * 5
+    for row in rows:
+        assert row["tried"] >= row["accepted"] >= 0
+        assert (row["judge"] is None) == (row["accepted"] == 0)
+        assert row["fid"] is None or row["fid"] >= 0
+
+
+def test_the_trial_names_a_wrong_option() -> None:
+    result = CliRunner().invoke(pggan_trial.app, ["--threshold", "2"])
+    assert isinstance(result.exception, ConfigError)
+    assert "threshold must be above 0" in str(result.exception)

@@ -73,6 +73,29 @@ def test_planted_copies_are_vetoed(stores: list[Store], model: torch.nn.Module) 
         assert vetoed.mean() >= 0.99, kind
 
 
+class _TopRows(torch.nn.Module):
+    """Features that are the two top rows of the picture, and nothing else of it."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images[:, 0, :2].flatten(1)
+        return (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)  # each picture is standardised before
+
+
+def test_each_of_the_two_tests_finds_what_the_other_cannot(
+    stores: list[Store], model: torch.nn.Module, honest: Any
+) -> None:
+    store = stores[0]
+    known = np.asarray(store.images[store.rows("train")])
+    grainy = numpy_generator(1, "grain").normal(known[:, :, ::-1], 12).clip(0, 255).astype(np.uint8)
+    blind = _TopRows()  # a mirrored picture has other top rows, and grain on them
+    assert vote(store, grainy, blind, CPU, "float32", sites=SITES).vetoed.mean() > 0.9
+    patched = honest[: len(known)].copy()
+    patched[:, :2] = known[: len(patched), :2]
+    assert vote(store, patched, blind, CPU, "float32", sites=SITES).vetoed.mean() > 0.9
+    assert vote(store, patched, model, CPU, "float32", sites=SITES).vetoed.mean() < 0.05
+    assert vote(store, honest, blind, CPU, "float32", sites=SITES).vetoed.mean() <= 0.02
+
+
 def test_honest_images_are_not(stores: list[Store], model: torch.nn.Module, honest: Any) -> None:
     votes = [vote(store, honest, model, CPU, "float32", sites=SITES) for store in stores]
     assert all(cast.calibrated for cast in votes)
