@@ -15,6 +15,7 @@ from xfed.common import messages as m
 from xfed.common.config import Study
 from xfed.common.errors import DataError, FederationError
 from xfed.common.gan import build_generator
+from xfed.common.randomness import torch_generator
 from xfed.common.registry import build_classifier
 from xfed.common.weights import parameters_of
 from xfed.server.archive import build_archive, deliver_archive
@@ -59,7 +60,7 @@ class Judging(World):
         build_archive(self.run, generators)
         _, self.images, self.labels = delivered(folder, study.classes)
         deliver_archive(self.run, delivered_manifest(folder)["root_sha256"], self.images, self.labels)
-        self.weights = parameters_of(build_classifier(study))
+        self.weights = parameters_of(build_classifier(study, torch_generator(1, "judge")))
         self.planted = np.concatenate([np.arange(len(made[n]))[: COPIES + HONEST] < copies for n in study.classes])
 
     def judge(self) -> Any:
