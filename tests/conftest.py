@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+import hypothesis
 import pytest
 import torch
 
@@ -31,6 +32,10 @@ TINY: dict[str, Any] = {
     "classifier": {"width": 4, "rounds": 3, "batch": 16},
     "runtime": {"workers": 2},
 }
+
+# machines under load take their time; pytest-timeout ends what hangs
+hypothesis.settings.register_profile("xfed", deadline=None)
+hypothesis.settings.load_profile("xfed")
 
 
 def tiny(**changes: Any) -> Study:
