@@ -28,7 +28,7 @@ import typer
 from rich.table import Table
 from torch import Tensor, nn
 
-from xfed.common.classifier import predict, prepare, train_round
+from xfed.common.classifier import predict, prepare
 from xfed.common.config import Study, parse_study
 from xfed.common.console import EXIT_CODES, print_result, run_app
 from xfed.common.durable import write_json
@@ -48,9 +48,9 @@ from xfed.common.latent_classes import (
 from xfed.common.pggan import Generator, draw_latent, enlarge
 from xfed.common.pggan_training import PgganSettings, new_pggan_state, train_pggan_round
 from xfed.common.randomness import torch_generator
-from xfed.common.registry import build_classifier
 from xfed.common.weights import Weights, load_parameters, parameters_of
 from xfed.server.aggregate import moving_average
+from xfed.simulations.judge import taught_classifier
 from xfed.simulations.phantom import phantom_arrays
 
 __all__ = ["Trial", "World", "grow", "label", "world"]
@@ -106,20 +106,8 @@ class World:
 
 
 def _classifier(study: Study, images: Pixels, labels: Labels, steps: int, name: str) -> nn.Module:
-    model = build_classifier(study, torch_generator(study.seed, "classifier", name))
-    train_round(
-        model,
-        images,
-        labels,
-        None,
-        None,
-        settings=study.classifier,
-        learning_rate=1e-3,
-        steps=steps,
-        generator=torch_generator(study.seed, "training", name),
-        precision="float32",
-        device=CPU,
-    )
+    start, draws = (torch_generator(study.seed, stream, name) for stream in ("classifier", "training"))
+    model = taught_classifier(study, images, labels, steps=steps, start=start, draws=draws)
     return model.eval().requires_grad_(False)
 
 

@@ -29,10 +29,9 @@ from rich.table import Table
 from xfed.client.splits import split_patients
 from xfed.client.store import Store, write_store
 from xfed.client.vote import vote
-from xfed.common.classifier import train_round
 from xfed.common.config import Study, parse_study
 from xfed.common.randomness import numpy_generator, torch_generator
-from xfed.common.registry import build_classifier
+from xfed.simulations.judge import taught_classifier
 from xfed.simulations.phantom import FINDINGS, apply_style, phantom_arrays, site_style
 
 __all__ = ["PROMISED", "hospital", "plant", "taught", "toy_study"]
@@ -160,23 +159,10 @@ def hospital(study: Study, folder: Path, patients: int, index: int = 0, images_p
 
 def taught(study: Study, stores: list[Store], steps: int = 150) -> torch.nn.Module:
     """The study's classifier after a little training on the hospitals' training images: its features are the vote's."""
-    model = build_classifier(study, torch_generator(study.seed, "taught"))
     images = np.concatenate([store.images[store.rows("train")] for store in stores])
     labels = np.concatenate([store.labels[store.rows("train")] for store in stores])
-    train_round(
-        model,
-        images,
-        labels,
-        None,
-        None,
-        settings=study.classifier,
-        learning_rate=1e-3,
-        steps=steps,
-        generator=torch_generator(study.seed, "taught", "draws"),
-        precision="float32",
-        device=torch.device("cpu"),
-    )
-    return model
+    start, draws = torch_generator(study.seed, "taught"), torch_generator(study.seed, "taught", "draws")
+    return taught_classifier(study, images, labels, steps=steps, start=start, draws=draws)
 
 
 def _trial(study: Study, patients: int, folder: Path) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:

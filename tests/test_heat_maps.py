@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from xfed.common.classifier import prepare, train_round
+from xfed.common.classifier import prepare
 from xfed.common.dcnn import DCNN
 from xfed.common.errors import DataError
 from xfed.common.googlenet import GoogLeNet
@@ -15,6 +15,7 @@ from xfed.common.heat_maps import first_layer, grad_cam, strongest_channels
 from xfed.common.registry import build_classifier
 from xfed.common.weights import parameters_of
 from xfed.server.heat_panels import CHANNELS, MOST_IMAGES, heat_panels
+from xfed.simulations.judge import taught_classifier
 
 CPU = torch.device("cpu")
 
@@ -112,20 +113,7 @@ def test_a_classifier_taught_to_tell_stripes_apart_is_shown_to_look_at_them(name
         return np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int64), places
 
     images, labels, _ = drawn(300)
-    model = build_classifier(study, _seeded(4))
-    train_round(
-        model,
-        images,
-        labels,
-        None,
-        None,
-        settings=study.classifier,
-        learning_rate=1e-3,
-        steps=60,
-        generator=_seeded(5),
-        precision="float32",
-        device=CPU,
-    )
+    model = taught_classifier(study, images, labels, steps=60, start=_seeded(4), draws=_seeded(5))
     fresh, truth, places = drawn(60)
     heat = grad_cam(model, fresh, truth, CPU)
     # one cell of the last maps is 4 px (dcnn) or 8 px (googlenet)
