@@ -28,7 +28,7 @@ def taught_classifier(
     start: torch.Generator,
     draws: torch.Generator,
 ) -> nn.Module:
-    """The classifier of `study` after `steps` batches of `images` uint8 [n, S, S], `labels` int64 [n]. Raises as `train_round`."""
+    """`study`'s classifier after `steps` batches of `images` uint8 [n, S, S], `labels` int64 [n]. Raises as `train_round`."""
     model = build_classifier(study, start)
     train_round(
         model,
