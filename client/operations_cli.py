@@ -73,7 +73,7 @@ def approve(
 ) -> None:
     """Show what a received plan asks of this site, and approve it by its digest."""
     from xfed.client.policy import load_policy, violations
-    from xfed.common.plan import asked_of_sites
+    from xfed.common.plan_words import asked_of_sites
 
     home = load_home(folder)
     plans = _plans(home)

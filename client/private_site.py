@@ -35,6 +35,7 @@ from xfed.client.policy import Policy
 from xfed.client.shards import Shards
 from xfed.client.store import Store
 from xfed.common import messages as m
+from xfed.common.arms import recipe
 from xfed.common.budget import Budget, Part, plan_budget
 from xfed.common.classifier import predict, sigmoid_decay
 from xfed.common.config import Study
@@ -273,7 +274,7 @@ class PrivateSite:
 
     def _train_classifier(self, request: m.TrainClassifier, part: Part) -> m.ClassifierUpdate:
         study, settings = self._study, self._study.classifier
-        images, labels = self.shards.read() if request.arm == "DS3" else (None, None)
+        images, labels = self.shards.read() if recipe(request.arm).synthetic else (None, None)
         model = self._model(request.weights)
         train_private_round(
             model,

@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ from xfed.client.attacks import attack_archive
 from xfed.client.gan_states import GanStates
 from xfed.client.ledger import open_ledger
 from xfed.client.measures import measure_archive
+from xfed.client.open_training import OpenTraining, class_position, ready_model
 from xfed.client.policy import Policy
 from xfed.client.private_site import PRIVATE, PrivateSite
 from xfed.client.reply_bounds import splits_taking_part
@@ -46,19 +45,15 @@ from xfed.client.shards import Shards
 from xfed.client.store import Store, open_store
 from xfed.client.vote import vote
 from xfed.common import messages as m
-from xfed.common.classifier import predict, sigmoid_decay, train_round
+from xfed.common.classifier import predict
 from xfed.common.config import Study, parse_study
-from xfed.common.devices import choose_device, memory_format
+from xfed.common.devices import choose_device
 from xfed.common.durable import write_json
 from xfed.common.errors import DataError, RefusedError, XfedError
-from xfed.common.gan import new_gan_state, train_gan_round
 from xfed.common.identity import load_private_key, new_key, public_text
 from xfed.common.metrics import score_sums, to_arrays
-from xfed.common.randomness import torch_generator
-from xfed.common.registry import build_classifier
 from xfed.common.summable import SUMMABLE
 from xfed.common.version import SOFTWARE
-from xfed.common.weights import load_parameters, parameters_of, rounded
 
 __all__ = ["Site", "SiteSettings", "found_site"]
 
@@ -187,9 +182,13 @@ class Site:
         if not isinstance(request, PRIVATE):
             raise RefusedError(f"{type(request).__name__} asks for figures without noise: this study is private")
         declared = self.private.declared
-        if summed and isinstance(request, m.TrainGan) and not declared[self._class_position(request.class_name)]:
+        if summed and isinstance(request, m.TrainGan) and not declared[class_position(self.study, request.class_name)]:
             return self._untrained(request)
-        if summed and isinstance(request, m.EmbedClass) and not declared[self._class_position(request.class_name)]:
+        if (
+            summed
+            and isinstance(request, m.EmbedClass)
+            and not declared[class_position(self.study, request.class_name)]
+        ):
             nothing = np.zeros(self.study.gan.merf.features)
             return m.Embedding(site=self.settings.name, images=0, arrays={"sum": nothing})
         return self.private.answer(request)
@@ -219,7 +218,7 @@ class Site:
 
     def _nothing(self, request: m.Request) -> m.Reply | None:
         if isinstance(request, m.TrainGan):
-            held = len(self.store.rows("train", self._class_position(request.class_name)))
+            held = len(self.store.rows("train", class_position(self.study, request.class_name)))
             if held < self.study.gan.minimum_images:
                 return self._untrained(request)
         if isinstance(request, m.TrainClassifier) and not len(self.store.rows("train")):
@@ -229,13 +228,13 @@ class Site:
     def _compute(self, request: m.Request) -> m.Reply:
         match request:
             case m.TrainGan():
-                return self._kept(request, self._train_gan(request))
+                return self._kept(request, self._training.gan(request))
             case m.OfferArchive():
                 return self._wanted(request)
             case m.KeepArchive():
                 return self._keep_archive(request)
             case m.TrainClassifier():
-                return self._kept(request, self._train_classifier(request))
+                return self._kept(request, self._training.classifier(request))
             case m.ScoreClassifier():
                 return self._kept(request, self._score(request))
             case m.MeasureArchive():
@@ -256,6 +255,17 @@ class Site:
     def _device(self) -> torch.device:
         return choose_device(self.study.runtime.device)
 
+    @property
+    def _training(self) -> OpenTraining:
+        return OpenTraining(
+            name=self.settings.name,
+            study=self.study,
+            store=self.store,
+            states=self._states,
+            shards=self._shards,
+            device=self._device,
+        )
+
     def _describe(self, shown: bool) -> m.Description:
         """Who this site is; what it holds only where that may be `shown` (alone, or in a secure sum)."""
         counts = self.store.counts()
@@ -270,37 +280,6 @@ class Site:
             counts={"counts": counts, "drawn": drawn, "holders": (drawn > 0).astype(np.int64)},
         )
 
-    def _class_position(self, class_name: str) -> int:
-        if class_name not in self.study.classes:
-            raise RefusedError(f"{class_name!r} is not a class of this study")
-        return self.study.classes.index(class_name)
-
-    def _train_gan(self, request: m.TrainGan) -> m.GanUpdate:
-        study, name = self.study, self.settings.name
-        rows = self.store.rows("train", self._class_position(request.class_name))
-        if len(rows) < study.gan.minimum_images:
-            raise RefusedError(
-                f"too few training images of {request.class_name}: {len(rows)} < {study.gan.minimum_images}"
-            )
-        started = time.perf_counter()
-        state = new_gan_state(study, self._device, "discriminator", name, request.class_name)
-        previous = self._states.before(request.class_name, request.round)
-        if previous is not None:
-            state.restore(previous)
-        load_parameters(state.generator, request.weights)
-        rng = torch_generator(study.seed, "gan", name, request.class_name, request.round)
-        losses = train_gan_round(state, self.store.images, rows, study.gan, rng, study.precision)
-        self._states.save(request.class_name, request.round, state.arrays(), study.digest)
-        return m.GanUpdate(
-            site=name,
-            images=len(rows),
-            loss_g=losses.generator,
-            loss_d=losses.discriminator,
-            seconds=time.perf_counter() - started,
-            payload=request.payload,
-            weights=rounded(parameters_of(state.generator), request.payload),
-        )
-
     def _wanted(self, request: m.OfferArchive) -> m.ArchiveWanted:
         missing = self._shards.offer(request)
         return m.ArchiveWanted(site=self.settings.name, missing=",".join(map(str, missing)))
@@ -309,56 +288,22 @@ class Site:
         self._shards.keep(request)
         return m.ArchiveKept(site=self.settings.name, digest=request.digest)
 
-    def _model(self, weights: m.Arrays) -> torch.nn.Module:
-        model = build_classifier(self.study)
-        load_parameters(model, weights)
-        device = self._device
-        return model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload, no-any-return]
-
-    def _train_classifier(self, request: m.TrainClassifier) -> m.ClassifierUpdate:
-        settings, store = self.study.classifier, self.store
-        rows = store.rows("train")
-        if not len(rows):
-            raise RefusedError("this site has no training images")
-        if request.arm not in settings.arms:
-            raise RefusedError(f"{request.arm!r} is not an arm of this study")
-        started = time.perf_counter()
-        synthetic: tuple[Any, Any] = self._shards.read() if request.arm == "DS3" else (None, None)
-        model = self._model(request.weights)
-        steps = settings.steps_per_round or max(1, round(len(rows) / settings.batch))
-        loss = train_round(
-            model,
-            store.images[rows],
-            store.labels[rows],
-            *synthetic,
-            settings=settings,
-            learning_rate=sigmoid_decay(settings.learning_rate, request.round - 1, settings.rounds),
-            steps=steps,
-            generator=torch_generator(self.study.seed, "classifier", self.settings.name, request.arm, request.round),
-            precision=self.study.precision,
-            device=self._device,
-        )
-        return m.ClassifierUpdate(
-            site=self.settings.name,
-            images=len(rows),
-            loss=loss,
-            seconds=time.perf_counter() - started,
-            weights=parameters_of(model),
-        )
-
     def _score(self, request: m.ScoreClassifier) -> m.Scores:
         if request.split not in ("validation", "test"):
             raise RefusedError(f"{request.split!r} is not a split that is scored")
         rows = self.store.rows(request.split)
         probabilities = predict(
-            self._model(request.weights), self.store.images[rows], device=self._device, precision=self.study.precision
+            ready_model(self.study, request.weights, self._device),
+            self.store.images[rows],
+            device=self._device,
+            precision=self.study.precision,
         )
         sums = score_sums(probabilities, self.store.labels[rows], self.store.patients[rows])
         return m.Scores(site=self.settings.name, sums=to_arrays(sums))
 
     def _measure(self, request: m.MeasureArchive) -> m.ArchiveMeasured:
         images, labels = self._shards.read()
-        model = self._model(request.weights)
+        model = ready_model(self.study, request.weights, self._device)
         arrays = measure_archive(
             model,
             self.store,
@@ -374,7 +319,14 @@ class Site:
     def _vote(self, request: m.VoteOnArchive) -> m.ArchiveVote:
         images, _ = self._shards.read(request.root, request.images)
         own, sites = self.study, self.study.sites.count
-        cast = vote(self.store, images, self._model(request.weights), self._device, own.precision, sites=sites)
+        cast = vote(
+            self.store,
+            images,
+            ready_model(self.study, request.weights, self._device),
+            self._device,
+            own.precision,
+            sites=sites,
+        )
         arrays = {"vetoes": cast.vetoed, "voters": np.ones(()), "calibrated": np.array(cast.calibrated)}
         return m.ArchiveVote(
             site=self.settings.name, arrays={name: array.astype(np.uint8) for name, array in arrays.items()}

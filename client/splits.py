@@ -3,6 +3,7 @@
 ::
 
     labels, patients --> each patient's rarest class --> seeded order within that class --> shares (largest remainder)
+                                                                                            or the fold's part for the test
                                                                                      --> repair: no class without a patient
 
 A patient is in one split only, so an image of someone the model has trained on never judges it.
@@ -55,7 +56,9 @@ def split_patients(
     All images of a patient are in one split. The same arguments give the same answer, whatever the order of the rows.
     A class that is the rarest class (fewest patients) of at least 3 patients has a patient in each split. So has any
     class of at least 3 patients when each patient has one class; when patients share classes that may be impossible,
-    and then a greedy repair gets as many classes into each split as it can.
+    and then a greedy repair gets as many classes into each split as it can. With ``splits.folds`` = K the test splits of
+    folds 0..K-1 are disjoint and hold every patient; the repair leaves them alone, so with fewer than K patients of a
+    class a fold may test none of it.
     """
     if len(labels) != len(patients):
         raise DataError(f"{len(labels)} labels but {len(patients)} patients; they must pair up")
@@ -71,20 +74,35 @@ def split_patients(
     for label in range(n_classes):
         group = np.flatnonzero(rarest == label)
         group = group[numpy_generator(seed, "split", label).permutation(len(group))]
-        parts = allot(len(group), (splits.train, splits.validation, splits.test))
+        group, parts = _rotated(group, splits)
         chosen[group] = np.repeat(np.arange(len(SPLITS), dtype=np.int8), parts)
-    _repair(chosen, has, [int(label) for label in rarity if per_class[label] >= len(SPLITS)])
+    _repair(chosen, has, [int(label) for label in rarity if per_class[label] >= len(SPLITS)], bool(splits.folds))
     return chosen[position]
 
 
-def _repair(chosen: npt.NDArray[np.int8], has: npt.NDArray[np.bool_], wanted: list[int]) -> None:
-    """Move single patients, in place, while a class misses a split and no other class pays with its last patient."""
+def _rotated(group: npt.NDArray[np.int64], splits: Splits) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """The patients of a class in the order train, validation, test, and how many go to each."""
+    if not splits.folds:
+        return group, allot(len(group), (splits.train, splits.validation, splits.test))
+    first, end = (fold * len(group) // splits.folds for fold in (splits.fold, splits.fold + 1))
+    rest = splits.train + splits.validation
+    taught = allot(len(group) - (end - first), (splits.train / rest, splits.validation / rest))
+    return np.roll(group, -end), [*taught, end - first]
+
+
+def _repair(
+    chosen: npt.NDArray[np.int8], has: npt.NDArray[np.bool_], wanted: list[int], keep_test: bool = False
+) -> None:
+    """Move single patients, in place, while a class misses a split and no other class pays with its last patient.
+
+    `keep_test`: nobody enters or leaves the test split.
+    """
     for label in wanted:
-        for target in range(len(SPLITS)):
+        for target in range(len(SPLITS) - keep_test):
             counts = np.stack([has[chosen == s].sum(axis=0) for s in range(len(SPLITS))])
             if counts[target, label]:
                 continue
-            donors = np.flatnonzero(has[:, label])
+            donors = np.flatnonzero(has[:, label] & ~(keep_test & (chosen == len(SPLITS) - 1)))
             donors = donors[np.argsort(-counts[chosen[donors], label], kind="stable")]
             for donor in donors:
                 others = [c for c in wanted if has[donor, c]]

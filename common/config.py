@@ -19,6 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from xfed.common.config_data import Data, Phantom, Sites, Splits
+from xfed.common.config_phases import Archive, Classifier, Gan
 from xfed.common.config_privacy import Merf, Privacy, Shares
 from xfed.common.config_section import Section
 from xfed.common.errors import ConfigError
@@ -43,152 +45,6 @@ __all__ = [
 ]
 
 ImageSize = Literal[32, 64, 128, 256]
-
-
-class Splits(Section):
-    """Shares of patients, per class, that go to each split; they add up to 1."""
-
-    train: float = Field(0.7, gt=0, lt=1)
-    validation: float = Field(0.15, gt=0, lt=1)
-    test: float = Field(0.15, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Splits:
-        if abs(self.train + self.validation + self.test - 1) > 1e-6:
-            raise ValueError("train + validation + test must add up to 1")
-        return self
-
-
-class Phantom(Section):
-    """How many procedural patients to draw, per class, and how many images each has."""
-
-    patients: dict[str, int] = Field(default_factory=dict, description="class -> patients; a class left out gets 100")
-    images_per_patient: float = Field(1.3, ge=1, le=5, description="mean number of images of one patient")
-
-
-class Data(Section):
-    """Where images come from: procedural phantoms, or a folder given with --data."""
-
-    source: Literal["phantom", "folder"] = "phantom"
-    layout: Literal["auto", "nih", "folders", "csv"] = "auto"
-    labels: str | None = Field(None, description="label file, relative to the data folder; default: found by name")
-    image_column: str | None = None
-    patient_column: str | None = None
-    label_column: str | None = None
-    label_map: dict[str, str] = Field(default_factory=dict, description="label as written in the file -> class")
-    phantom: Phantom = Phantom()
-    splits: Splits = Splits()
-
-
-class Sites(Section):
-    """How one data set becomes several hospitals (simulation only)."""
-
-    count: int = Field(3, ge=1, le=1000)
-    partition: Literal["even", "dirichlet"] = "even"
-    alpha: float = Field(0.5, gt=0, le=1000, description="Dirichlet concentration; small = skewed")
-    missing: dict[int, tuple[str, ...]] = Field(
-        default_factory=dict, description="site number (1..count) -> classes it lacks"
-    )
-    style_shift: float = Field(
-        0.0, ge=0, le=1, description="strength of per-site exposure, noise and framing differences"
-    )
-
-
-class Gan(Section):
-    """Phase 1: one generator per class. Defaults follow Salehinejad et al. 2018, section 3.2."""
-
-    model: Literal["dcgan"] = "dcgan"
-    method: Literal["dcgan", "dp-merf", "dp-merf+dcgan"] = Field(
-        "dcgan", description="adversarial; one noisy embedding per class; or the second as a warm start of the first"
-    )
-    merf: Merf = Merf()
-    width: int = Field(32, ge=4, le=256, description="channels before the last up-convolution")
-    latent: int = Field(128, ge=2, le=1024)
-    rounds: int = Field(20, ge=1, le=100_000)
-    steps_per_round: int = Field(50, ge=1, le=100_000)
-    batch: int = Field(64, ge=2, le=4096)
-    learning_rate_g: float = Field(2e-4, gt=0, le=0.1)
-    learning_rate_d: float = Field(5e-4, gt=0, le=0.1)
-    momentum: float = Field(0.5, ge=0, lt=1, description="Adam's beta1")
-    ema: float = Field(
-        0.9, ge=0, lt=1, description="decay per round of the moving average that the archive is drawn from"
-    )
-    augment: Literal["translation", "full", "none"] = Field(
-        "translation", description="differentiable augmentation of what D sees (Zhao et al. 2020)"
-    )
-    r1: float = Field(
-        0.0, ge=0, le=1000, description="weight of the R1 gradient penalty on reals, every 16 steps; 0 = off"
-    )
-    minimum_images: int = Field(
-        8, ge=1, description="a site with fewer training images of a class leaves that class out"
-    )
-
-
-class Archive(Section):
-    """Phase 2: synthetic images per class."""
-
-    balance: Literal["match", "fixed"] = Field(
-        "match", description="match: fill every class up to `target` times the largest class; fixed: `per_class` each"
-    )
-    target: float = Field(1.0, gt=0, le=10)
-    per_class: int = Field(500, ge=1, le=1_000_000)
-    minimum: int = Field(64, ge=1, description="images per class at the least, so that every class can be looked at")
-    filter: bool = Field(
-        True, description="leave out synthetic images that are blank, saturated, far from their class, or duplicates"
-    )
-    tstr_steps: int = Field(
-        400,
-        ge=0,
-        le=100_000,
-        description="steps of a classifier on the archive alone, at the coordinator, scored once on real test patients (TSTR); "
-        "0 = not done; never done in a private study",
-    )
-    vote: bool = Field(
-        True,
-        description="before the release every site vetoes the images that are too near to its training images; never in a "
-        "private study",
-    )
-    attacks: bool = Field(
-        True,
-        description="every site attacks the archive with its own patients (membership, re-identification) and sends counts; "
-        "never in a private study",
-    )
-
-
-class Classifier(Section):
-    """Phase 3. Defaults follow Salehinejad et al. 2018, sections 2.2 and 3.2."""
-
-    model: Literal["dcnn", "googlenet"] = "dcnn"
-    width: int = Field(32, ge=4, le=256)
-    arms: tuple[Literal["DS1", "DS3"], ...] = ("DS1", "DS3")
-    rounds: int = Field(30, ge=1, le=100_000)
-    steps_per_round: int = Field(
-        0, ge=0, le=100_000, description="local steps per round; 0 = one pass over the site's images"
-    )
-    batch: int = Field(128, ge=1, le=4096)
-    learning_rate: float = Field(1e-3, gt=0, le=1)
-    momentum: float = Field(0.5, ge=0, lt=1, description="Adam's beta1")
-    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 regularisation")
-    dropout: float = Field(0.5, ge=0, lt=1)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    balance: Literal["sampling", "loss", "none"] = "sampling"
-    augment: bool = Field(True, description="small affine and exposure changes of training images, in both arms alike")
-    synthetic_share: float | None = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="share of each class's draws that are synthetic in DS3; null = in proportion to counts",
-    )
-    pretraining: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="steps on the archive alone, at the coordinator, before DS3's first round; they cost no privacy",
-    )
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay per round of a moving average of the global model; 0 = off"
-    )
-    patience: int = Field(20, ge=1, description="rounds without a better validation score before stopping")
 
 
 class Federation(Section):
@@ -301,6 +157,14 @@ class Study(Section):
             )
         if self.gan.r1 > 0:
             raise ValueError("gan.r1 reads real images a second time, outside of the clipped gradient; set it to 0")
+        if controls := [arm for arm in self.classifier.arms if arm not in ("DS1", "DS3")]:
+            raise ValueError(
+                f"classifier.arms: {', '.join(controls)}: every arm spends budget, so a private study offers DS1 and DS3 alone"
+            )
+        if self.archive.reuse is not None:
+            raise ValueError("archive.reuse: a private study plans its budget over its own generators; leave it out")
+        if self.data.splits.folds:
+            raise ValueError("data.splits.folds: a private study splits patients by their own images; set it to 0")
         if self.report.share_real_examples:
             raise ValueError("report.share_real_examples shows patients; a private study cannot")
 
@@ -308,6 +172,11 @@ class Study(Section):
     def private(self) -> bool:
         """Whether the study is differentially private (`privacy.epsilon` is given)."""
         return self.privacy.epsilon is not None
+
+    @property
+    def data_seed(self) -> int:
+        """What decides who is where and in which split (`data.seed`)."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def resolved(self) -> dict[str, Any]:
         """The whole study as plain values, runtime included, defaults filled in."""

@@ -25,6 +25,7 @@ from xfed.common.errors import StorageError
 __all__ = [
     "append_line",
     "exclusive",
+    "link_or_copy",
     "remove_tree",
     "sha256_file",
     "sync_folder",
@@ -105,6 +106,14 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(source: Path, place: Path) -> None:
+    """A hard link to a file that nobody changes, or a copy where the disk has no links."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
 
 
 def remove_tree(folder: Path) -> None:

@@ -31,8 +31,8 @@ from PIL import Image, PngImagePlugin
 
 from xfed.common.config import Study
 from xfed.common.dcgan import draw_latent
-from xfed.common.durable import remove_tree, translate_os_errors, write_json
-from xfed.common.errors import CheckpointError, DataError, FederationError
+from xfed.common.durable import link_or_copy, remove_tree, translate_os_errors, write_json
+from xfed.common.errors import CheckpointError, ConfigError, DataError, FederationError
 from xfed.common.gan import ready_generator, render
 from xfed.common.messages import ArchiveKept, ArchiveWanted, KeepArchive, OfferArchive, Reply, Request
 from xfed.common.randomness import seed_for, torch_generator
@@ -44,7 +44,17 @@ from xfed.server.archive_manifest import MANIFEST, METADATA, open_archive, root_
 from xfed.server.archive_signature import verify_archive
 from xfed.server.run import Run
 
-__all__ = ["build_archive", "deliver_archive", "plan_counts", "read_archive", "render_block", "slug", "verify_archive"]
+__all__ = [
+    "adopt_archive",
+    "build_archive",
+    "deliver_archive",
+    "plan_counts",
+    "read_archive",
+    "render_block",
+    "reused_archive",
+    "slug",
+    "verify_archive",
+]
 
 BLOCK = 32
 SHARD = 2048
@@ -177,6 +187,44 @@ def _note_what_is_short(run: Run, facts: Mapping[str, Any]) -> None:
             "no synthetic image of any class passed the quality filter: the generators have collapsed. Train them for longer "
             "(gan.rounds, gan.steps_per_round), or look at what they make with archive.filter: false, in a study of its own."
         )
+
+
+def reused_archive(folder: Path, study: Study) -> dict[str, Any]:
+    """The manifest of the archive that `study` asks for by `archive.reuse`. Raises `CheckpointError`, `ConfigError`."""
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"{folder} holds no archive: the study is on one that exists (archive.reuse). Copy it there, or give --archive DIR"
+        )
+    manifest = dict(open_archive(folder).manifest)
+    if manifest["root_sha256"] != study.archive.reuse:
+        raise ConfigError(
+            f"{folder} has root {manifest['root_sha256'][:12]}, the study asks for {(study.archive.reuse or '')[:12]}"
+        )
+    if manifest["image_size"] != study.image_size or manifest["classes"] != list(study.classes):
+        raise ConfigError(
+            f"{folder}: {manifest['image_size']} px images of {', '.join(manifest['classes'])}; the study wants "
+            f"{study.image_size} px of {', '.join(study.classes)}"
+        )
+    return manifest
+
+
+def adopt_archive(source: Path, folder: Path) -> None:
+    """Copy archive `source` to `folder` unless there is one: hard links where the disk has them, the manifest last.
+
+    Raises `CheckpointError` when `source` is no archive, `StorageError`.
+    """
+    if (folder / MANIFEST).is_file():
+        return
+    archive = open_archive(source)
+    building = folder.with_name(f".{folder.name}.building")
+    remove_tree(building)
+    with translate_os_errors(building):
+        for name in archive.manifest["files"]:
+            place = building / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(source / name, place)
+        write_json(building / MANIFEST, archive.manifest)
+        building.rename(folder)
 
 
 def read_archive(folder: Path, classes: tuple[str, ...]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

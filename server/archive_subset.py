@@ -14,8 +14,6 @@ links where the disk has them (nothing writes into an image), so ten thousand ta
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from xfed.common.durable import remove_tree, sync_folder, translate_os_errors, write_bytes, write_json
+from xfed.common.durable import link_or_copy, remove_tree, sync_folder, translate_os_errors, write_bytes, write_json
 from xfed.server.archive_manifest import (
     MANIFEST,
     METADATA,
@@ -102,10 +100,7 @@ def _linked(archive: OpenArchive, rows: list[Mapping[str, str]], building: Path)
     for name in archive.classes:
         (building / "images" / name).mkdir(parents=True)
     for row in rows:
-        try:
-            os.link(archive.folder / row["file_name"], building / row["file_name"])
-        except OSError:  # a disk without hard links
-            shutil.copyfile(archive.folder / row["file_name"], building / row["file_name"])
+        link_or_copy(archive.folder / row["file_name"], building / row["file_name"])
     files = {row["file_name"]: archive.manifest["files"][row["file_name"]] for row in rows}
     files[METADATA] = write_rows(building, rows, list(archive.rows[0]))
     return files

@@ -2,7 +2,7 @@
 
 ::
 
-    before: DS3 may start from the archive alone (classifier.pretraining steps, here: no real image is read)
+    before: an arm may start from the archive alone (classifier.pretraining steps, here: no real image is read)
     round r, all arms at once:
       weights_arm --TrainClassifier--> every site --ClassifierUpdate--> running mean (--> moving average over rounds)
       candidate   --ScoreClassifier(validation)--> every site --Scores--> sums --> better than the best so far? keep it
@@ -12,8 +12,8 @@
     private study: no validation (every score is a release), the last round is taken;
                    end: --ScorePrivately--> every site --> noised counts, summed --> summary with the noise in its intervals
 
-DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2). Both arms
-share every other setting: balance, augmentation, rounds.
+DS1 trains on real images, DS3 on real and synthetic ones (Salehinejad et al. 2018, section 3.3.2); `xfed.common.arms` has
+them all. What an arm's recipe does not name is alike in every arm: steps, batch, learning rate, rounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xfed.common.arms import recipe
 from xfed.common.devices import choose_device
 from xfed.common.errors import FederationError
 from xfed.common.messages import (
@@ -168,14 +169,14 @@ def _test_privately(run: Run, weights: Mapping[str, Weights]) -> dict[str, dict[
 
 
 def _resume(run: Run, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> tuple[list[_Arm], int]:
-    study, steps = run.study, run.study.classifier.pretraining
+    study = run.study
     # both arms start from the same weights, so that they differ in their data alone
     start = parameters_of(build_classifier(study, torch_generator(study.seed, "classifier")))
     arms = [_Arm(name, start, start, start) for name in study.classifier.arms]
     checkpoint = run.checkpoints.latest(PHASE)
     if checkpoint is None:
         for arm in arms:
-            if arm.name == "DS3" and steps:
+            if steps := recipe(arm.name).pretraining(study.classifier):
                 run.journal.write("phase", phase="pretraining", round=0, rounds=steps)
                 device = choose_device(study.runtime.device)
                 ready = dict(

@@ -5,6 +5,8 @@
     join --> train_generators --> build_archive --> deliver_archive
          --> train_classifiers --> archive_quality --> judge_archive (vote, attacks) --> report.json, report.html
 
+    archive.reuse: join --> the archive that is there --> deliver_archive --> train_classifiers --> report.json, report.html
+
 Each step begins by looking at what is on disk, so that running a killed study again goes on where it was.
 """
 
@@ -20,12 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xfed.common.arms import recipe
 from xfed.common.durable import sha256_file
 from xfed.common.errors import FederationError
 from xfed.common.messages import Describe, Description, Examples, Reply, Request, ShowExamples
 from xfed.common.version import versions
 from xfed.common.weights import digest_of
-from xfed.server.archive import build_archive, deliver_archive
+from xfed.server.archive import build_archive, deliver_archive, read_archive, reused_archive
 from xfed.server.archive_release import release_archive
 from xfed.server.archive_subset import delivered, delivered_manifest, recover
 from xfed.server.census import Census, census_of
@@ -44,6 +47,7 @@ from xfed.server.votes import judge_archive
 __all__ = ["conduct"]
 
 SHOWN = 6
+REUSED = "the archive existed before this study: its own report and passport say what it is worth"
 CENSUS = "census"
 
 
@@ -52,6 +56,8 @@ def conduct(run: Run) -> dict[str, Any]:
     study = run.study
     if study.secure and not study.private:  # declared sizes are public
         run = dataclasses.replace(run, census=_count_securely(run))
+    if study.archive.reuse is not None:
+        return conduct_on_archive(run)
     generators = train_generators(run)
     recover(run.folder / "archive")
     build_archive(run, generators.weights)
@@ -65,16 +71,7 @@ def conduct(run: Run) -> dict[str, Any]:
     judged = judge_archive(run, judge, arms[judge].weights)
     manifest, quality["privacy_tests"] = judged.manifest, judged.facts
     report = {
-        "schema": 1,
-        "name": study.name,
-        "study_digest": study.digest,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "classes": list(study.classes),
-        "source": study.data.source,
-        "image_size": study.image_size,
-        "sites": _sites(run),
-        "totals": {"patients": run.census.patients, "counts": _counts(run, run.census.counts)},
-        "secure_aggregation": study.secure,
+        **_header(run),
         "arms": {name: _arm(run, name, arm, received["counts"]) for name, arm in arms.items()},
         "gan": {
             "classes": {
@@ -100,6 +97,45 @@ def conduct(run: Run) -> dict[str, Any]:
     sign_report(run.folder)
     run.journal.write("finished", study=study.digest)
     return report
+
+
+def conduct_on_archive(run: Run) -> dict[str, Any]:
+    """Run or continue a study on an archive that exists (`archive.reuse`): phase 3 and its report. Raises `XfedError`."""
+    study = run.study
+    received = reused_archive(run.folder / "archive", study)
+    images, labels = read_archive(run.folder / "archive", study.classes)
+    deliver_archive(run, received["root_sha256"], images, labels)
+    arms = train_classifiers(run, images, labels)
+    report = {
+        **_header(run),
+        "arms": {name: _arm(run, name, arm, received["counts"]) for name, arm in arms.items()},
+        "archive": {"counts": received["counts"], "root_sha256": received["root_sha256"], "left_out": REUSED},
+        "privacy": privacy_section(run, {}),
+        **_from_journal(run),
+        "versions": versions(),
+        "digests": _digests(run.folder, arms, received),
+    }
+    panels = {"synthetic": np.stack([_first(images[labels == label]) for label in range(len(study.classes))])}
+    write_report(run.folder, report, panels)
+    sign_report(run.folder)
+    run.journal.write("finished", study=study.digest)
+    return report
+
+
+def _header(run: Run) -> dict[str, Any]:
+    study = run.study
+    return {
+        "schema": 1,
+        "name": study.name,
+        "study_digest": study.digest,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "classes": list(study.classes),
+        "source": study.data.source,
+        "image_size": study.image_size,
+        "sites": _sites(run),
+        "totals": {"patients": run.census.patients, "counts": _counts(run, run.census.counts)},
+        "secure_aggregation": study.secure,
+    }
 
 
 def _count_securely(run: Run) -> Census:
@@ -147,7 +183,25 @@ def _arm(run: Run, name: str, arm: ArmResult, synthetic: Mapping[str, int]) -> d
         "rounds": arm.rounds,
         "best_round": arm.best_round,
         "stopped": arm.stopped,
-        "counts": {c: {"real": real[c], "synthetic": synthetic[c] if name == "DS3" else 0} for c in classes},
+        **_taught_from(name, classes, real, synthetic),
+    }
+
+
+def _taught_from(
+    name: str, classes: tuple[str, ...], real: Mapping[str, int], synthetic: Mapping[str, int]
+) -> dict[str, Any]:
+    """Images per class behind an arm; nothing where each site left images out by itself, for only the site knows how many."""
+    taught = recipe(name)
+    if taught.real == "balanced":
+        return {}
+    return {
+        "counts": {
+            c: {
+                "real": real[c] if taught.real == "all" else 0,
+                "synthetic": synthetic[c] if taught.synthetic else 0,
+            }
+            for c in classes
+        }
     }
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from xfed.common.config import load_study
 from xfed.common.errors import ConfigError, FederationError
-from xfed.common.plan import asked_of_sites
+from xfed.common.plan_words import asked_of_sites
 from xfed.server.federation import load_federation
 from xfed.server.federation_cli import Folder, Json
 

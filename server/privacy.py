@@ -135,7 +135,7 @@ def _released(run: Run, holders: Mapping[str, Sequence[str]], site: str) -> list
             *[f"classifier of {arm}" for arm in arms],
             "counts of images per class and split, confusion counts, score histograms, sums of features",
         ]
-    released = [f"generator of {name}" for name in run.study.classes if site in holders[name]]
+    released = [f"generator of {name}" for name in run.study.classes if site in holders.get(name, ())]
     released += [f"classifier of {arm}" for arm in arms]
     return [
         *released,

@@ -41,6 +41,7 @@ import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
+from xfed.common.arms import ARMS
 from xfed.common.durable import write_bytes, write_json, write_text
 from xfed.common.errors import DataError
 from xfed.common.intervals import difference_interval
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
-ARM_NAMES = {"DS1": "real only", "DS3": "real + synthetic"}
+ARM_NAMES: Mapping[str, str] = {name: recipe.title for name, recipe in ARMS.items()}
 PANELS = "report-panels.npz"
 MOST_EVENTS = 200
 CARRIES = {

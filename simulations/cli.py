@@ -36,6 +36,7 @@ def run(
     data: Annotated[Path | None, typer.Option(help="folder of images and labels, instead of phantoms")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="override a field: --set gan.rounds=3")] = None,
     backend: Annotated[str | None, typer.Option(help="local or ray; default from the study file")] = None,
+    archive: Annotated[Path | None, typer.Option(help="an archive that exists: no generators are trained")] = None,
     page: Annotated[str | None, typer.Option(help="PORT or auto: also serve a live page, on this machine only")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print report.json at the end, nothing else")] = False,
 ) -> None:
@@ -45,7 +46,7 @@ def run(
     from xfed.server.report import terminal_table
     from xfed.simulations.run import load_run_study, run_study
 
-    study = load_run_study(config, settings=setting or [], data=data, backend=backend)
+    study = load_run_study(config, settings=setting or [], data=data, backend=backend, archive=archive)
     folder = out or Path("runs") / study.name
     console = Console(stderr=as_json)
     console.print(
@@ -60,7 +61,7 @@ def run(
         )
     live = page_beside(folder, page_port(page), lambda url: console.print(f"Live page: {url}", soft_wrap=True))
     with live, StudyDisplay(console) as display:
-        path = run_study(study, folder, data, listener=display, progress=display.images)
+        path = run_study(study, folder, data, listener=display, progress=display.images, archive=archive)
     text = (folder / "report.json").read_text(encoding="utf-8")
     if as_json:
         print(text)

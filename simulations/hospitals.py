@@ -56,7 +56,11 @@ def build_hospitals(study: Study, out: Path, data: Path | None, progress: Progre
         return
     images, labels, patients = _pooled(study, out, data, progress)
     where = assign_sites(
-        labels=labels, patients=patients, classes=study.classes, sites=study.sites, seed=seed_for(study.seed, "sites")
+        labels=labels,
+        patients=patients,
+        classes=study.classes,
+        sites=study.sites,
+        seed=seed_for(study.data_seed, "sites"),
     )
     with translate_os_errors(out):
         remove_tree(out / "sites")
@@ -81,11 +85,11 @@ def _pooled(
             patients=phantom.patients,
             images_per_patient=phantom.images_per_patient,
             size=study.image_size,
-            seed=seed_for(study.seed, "phantoms"),
+            seed=seed_for(study.data_seed, "phantoms"),
         )
     if data is None:
         raise ConfigError(f"study {study.name} reads images from a folder: say which with --data DIR")
-    salt = seed_for(study.seed, "salt").to_bytes(8, "big")
+    salt = seed_for(study.data_seed, "salt").to_bytes(8, "big")
     pooled = out / "data" / "store"
     import_folder(
         data,
@@ -93,7 +97,7 @@ def _pooled(
         size=study.image_size,
         classes=study.classes,
         data=study.data,
-        seed=study.seed,
+        seed=study.data_seed,
         progress=progress,
         salt=salt,
     )
@@ -117,14 +121,14 @@ def _one_hospital(
     labels: npt.NDArray[np.int64],
     patients: npt.NDArray[np.int64],
 ) -> str:
-    style = site_style(seed_for(study.seed, "style"), index, study.sites.style_shift)
-    styled = apply_style(images, style, numpy_generator(study.seed, "style", index))
+    style = site_style(seed_for(study.data_seed, "style"), index, study.sites.style_shift)
+    styled = apply_style(images, style, numpy_generator(study.data_seed, "style", index))
     _, renumbered = np.unique(patients, return_inverse=True)
     splits = split_patients(
         labels=labels,
         patients=renumbered.astype(np.int64),
         splits=study.data.splits,
-        seed=seed_for(study.seed, "splits", index),
+        seed=seed_for(study.data_seed, "splits", index),
         n_classes=len(study.classes),
     )
     write_store(

@@ -26,6 +26,8 @@ from xfed.common.errors import ConfigError
 from xfed.common.journal import Listener
 from xfed.common.telemetry import silence
 from xfed.server.app import make_server_app
+from xfed.server.archive import adopt_archive
+from xfed.server.archive_manifest import read_manifest
 from xfed.server.run_folder import claim
 from xfed.simulations.flower import run_local, run_ray
 from xfed.simulations.hospitals import Progress, build_hospitals, site_folders
@@ -45,13 +47,22 @@ class SiteFolders:
         return self.folders[int(context.node_config["partition-id"])]
 
 
-def load_run_study(config: Path, *, settings: Sequence[str], data: Path | None, backend: str | None) -> Study:
-    """The study of a run: the file, --set, then --data (source: folder) and --backend. Raises `ConfigError`."""
+def load_run_study(
+    config: Path,
+    *,
+    settings: Sequence[str],
+    data: Path | None,
+    backend: str | None = None,
+    archive: Path | None = None,
+) -> Study:
+    """The study of a run: the file, --set, then --data (source: folder), --backend, --archive (reuse). Raises `ConfigError`."""
     extra = list(settings)
     if data is not None:
         extra.append("data.source=folder")
     if backend is not None:
         extra.append(f"runtime.backend={backend}")
+    if archive is not None:
+        extra.append(f"archive.reuse={read_manifest(archive)['root_sha256']}")
     study = load_study(config, extra)
     if study.data.source == "folder" and data is None:
         raise ConfigError(f"{config}: this study reads images from a folder: say which with --data DIR")
@@ -67,12 +78,15 @@ def run_study(
     *,
     listener: Listener | None = None,
     progress: Progress | None = None,
+    archive: Path | None = None,
 ) -> Path:
-    """Run or continue a study in `out`; returns the path of report.html. Raises `XfedError`."""
+    """Run or continue a study in `out`, on `archive` where it reuses one; returns the path of report.html. Raises `XfedError`."""
     silence()
     choose_device(study.runtime.device)
     with exclusive(out):
         claim(study, out)
+        if archive is not None:
+            adopt_archive(archive, out / "archive")
         build_hospitals(study, out, data, progress)
         folders = tuple(folder.resolve() for folder in site_folders(out, study))
         members = json.loads((folders[0] / "members.json").read_text())

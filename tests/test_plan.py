@@ -21,7 +21,6 @@ from xfed.common.plan import (
     KIT,
     PLAN,
     Plan,
-    asked_of_sites,
     check_federation_name,
     differences,
     new_plan,
@@ -30,6 +29,7 @@ from xfed.common.plan import (
     plan_differences,
     verify_plan,
 )
+from xfed.common.plan_words import asked_of_sites
 
 NAME = "Chest North"
 CA, OTHER_CA, SITE_A, SITE_B, SITE_C = (ec.generate_private_key(ec.SECP384R1()) for _ in range(5))

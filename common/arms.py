@@ -1,0 +1,81 @@
+"""The arms of a study: what each classifier is taught from, and how. All other settings are the same in every arm.
+
+::
+
+    classifier.arms: [DS1, DS3, ...] --ARMS[name]--> Recipe --at the site--> rows of real images, synthetic or not, settings
+                                                            --at the coordinator--> start from the archive or not
+
+    DS1, DS2, DS3   Salehinejad et al. 2018, section 3.3: real, real balanced, real + synthetic; balancing of draws and
+                    augmentation as the study says, alike in all three
+    controls        what synthetic images have to beat. Every arm takes the same number of steps of the same batch
+
+An arm's name is part of its random streams, so two arms with one recipe are two runs of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xfed.common.config_phases import Arm, Classifier
+
+__all__ = ["ARMS", "START", "Recipe", "recipe"]
+
+
+START = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One arm. `real`: all training images, as many of each class as of the rarest one at the site, or none.
+
+    `synthetic`: the archive is among the images. `start`: the classifier is first taught by the archive alone, at the
+    coordinator: always, as `classifier.pretraining` says, or never. `changes`: settings of `Classifier` that the arm fixes.
+    """
+
+    title: str
+    real: Literal["all", "balanced", "none"] = "all"
+    synthetic: bool = False
+    start: Literal["always", "setting", "never"] = "never"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, study: Classifier) -> Classifier:
+        """The study's settings with the arm's changes."""
+        return study.model_copy(update=dict(self.changes))
+
+    def pretraining(self, study: Classifier) -> int:
+        """Steps on the archive alone before the first round; `START` where the arm needs them and the study gives none."""
+        return {"never": 0, "setting": study.pretraining, "always": study.pretraining or START}[self.start]
+
+
+_PLAIN = {"balance": "none", "augment": False}
+
+ARMS: Mapping[Arm, Recipe] = {
+    "DS1": Recipe(title="real only"),
+    "DS2": Recipe(title="real, balanced by leaving images out", real="balanced"),
+    "DS3": Recipe(title="real + synthetic", synthetic=True, start="setting"),
+    "plain": Recipe(title="real only, nothing balanced or augmented (DS1 of the paper)", changes=_PLAIN),
+    "filled": Recipe(
+        title="real, filled up with synthetic, nothing augmented (DS3 of the paper)",
+        synthetic=True,
+        changes={**_PLAIN, "synthetic_share": None},
+    ),
+    "duplicated": Recipe(
+        title="real, rare classes repeated until balanced, nothing augmented",
+        changes={"balance": "sampling", "augment": False},
+    ),
+    "weighted": Recipe(title="real, class-weighted loss", changes={"balance": "loss"}),
+    "augmented": Recipe(
+        title="real, balanced sampling and classic augmentation", changes={"balance": "sampling", "augment": True}
+    ),
+    "synthetic": Recipe(
+        title="synthetic only", real="none", synthetic=True, changes={"balance": "sampling", "synthetic_share": None}
+    ),
+    "pretrained": Recipe(title="synthetic first, then real only", start="always"),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of an arm. Raises `KeyError` for a name that is none; a study file with such a name is refused before."""
+    return {str(arm): found for arm, found in ARMS.items()}[name]
