@@ -4,8 +4,9 @@
 
     study.yaml --(load: YAML, --set overrides)--> Study --digest--> every message, checkpoint and report carries it
 
-`Study` holds what changes results (and so is in the digest). `Study.runtime` holds what changes only speed and is left out of
-the digest. Bitwise-equal weights are promised for the same machine, thread count and precision.
+`Study` holds what changes results (and so is in the digest). Left out of it: `Study.runtime`, which changes only speed, and
+`Study.experiment`, which says what to repeat. Bitwise-equal weights are promised for the same machine,
+thread count and precision.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from xfed.common.config_data import Data, Phantom, Sites, Splits
+from xfed.common.config_data import Data, Experiment, Phantom, Sites, Splits
 from xfed.common.config_phases import Archive, Classifier, Gan
 from xfed.common.config_privacy import Merf, Privacy, Shares
 from xfed.common.config_section import Section
 from xfed.common.errors import ConfigError
 
 __all__ = [
+    "NOT_IN_DIGEST",
     "Archive",
     "Classifier",
     "Data",
+    "Experiment",
     "Federation",
     "Gan",
     "Merf",
@@ -44,6 +47,7 @@ __all__ = [
     "parse_study",
 ]
 
+NOT_IN_DIGEST = frozenset({"runtime", "experiment"})
 ImageSize = Literal[32, 64, 128, 256]
 
 
@@ -101,6 +105,7 @@ class Study(Section):
     privacy: Privacy = Privacy()
     federation: Federation = Federation()
     report: Report = Report()
+    experiment: Experiment = Experiment()
     runtime: Runtime = Runtime()
 
     @field_validator("classes")
@@ -184,8 +189,8 @@ class Study(Section):
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of everything that changes results (all but `runtime`)."""
-        values = self.model_dump(mode="json", exclude={"runtime"})
+        """Hex SHA-256 of everything that changes results (all but `runtime` and `experiment`)."""
+        values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from xfed.common.config_section import Section
 
-__all__ = ["Data", "Phantom", "Sites", "Splits"]
+__all__ = ["Data", "Experiment", "Phantom", "Sites", "Splits"]
 
 
 class Splits(Section):
@@ -74,3 +74,34 @@ class Sites(Section):
     style_shift: float = Field(
         0.0, ge=0, le=1, description="strength of per-site exposure, noise and framing differences"
     )
+
+
+class Experiment(Section):
+    """What `xfed-sim study` repeats the study over. Not part of the study's digest: each run of it has one of its own."""
+
+    arms: tuple[str, ...] = Field(
+        (
+            "DS1",
+            "DS2",
+            "DS3",
+            "plain",
+            "filled",
+            "duplicated",
+            "weighted",
+            "synthetic",
+            "pretrained",
+            "alone",
+            "pooled",
+        ),
+        min_length=1,
+        description="arms to compare; alone (each site by itself) and pooled (all images at one site) exist only in a simulation",
+    )
+    baseline: str = Field("DS3", description="the arm that every other arm is compared with")
+    folds: int = Field(5, ge=2, le=20, description="folds of cross-validation by patient")
+    seeds: tuple[int, ...] = Field((), description="training seeds; none given: the study's")
+    sites: tuple[int, ...] = Field((), description="numbers of sites; none given: the study's")
+    skews: tuple[Literal["even", "dirichlet"], ...] = Field((), description="partitions; none given: the study's")
+    models: tuple[Literal["dcnn", "googlenet"], ...] = Field((), description="classifiers; none given: the study's")
+    view_column: str = Field("View Position", description="column of the label file that confounds; absent: left out")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    replicates: int = Field(4000, ge=200, le=100_000, description="bootstrap replicates of each interval")

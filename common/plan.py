@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from xfed.common.config import Sites, Study, parse_study
+from xfed.common.config import NOT_IN_DIGEST, Sites, Study, parse_study
 from xfed.common.errors import ConfigError, IdentityError
 from xfed.common.identity import (
     SCHEMA,
@@ -313,7 +313,7 @@ def verify_plan(text: str, signature: str, ca_pem: str, federation: str) -> Plan
     return plan
 
 
-def differences(before: Any, now: Any, where: str = "", *, skip: frozenset[str] = frozenset({"runtime"})) -> list[str]:
+def differences(before: Any, now: Any, where: str = "", *, skip: frozenset[str] = NOT_IN_DIGEST) -> list[str]:
     """``gan.rounds was 3, is 4`` for each field of plain values that differs; keys in `skip` do not count at any depth."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [

@@ -11,7 +11,7 @@ Running the same command again continues a killed study; a finished one only wri
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +79,20 @@ def run_study(
     listener: Listener | None = None,
     progress: Progress | None = None,
     archive: Path | None = None,
+    borrow: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Run or continue a study in `out`, on `archive` where it reuses one; returns the path of report.html. Raises `XfedError`."""
+    """Run or continue a study in `out`, on `archive` where it reuses one; returns the path of report.html. Raises `XfedError`.
+
+    `borrow`: makes the hospitals' folders in the folder that it is given, instead of drawing or importing images.
+    """
     silence()
     choose_device(study.runtime.device)
     with exclusive(out):
         claim(study, out)
         if archive is not None:
             adopt_archive(archive, out / "archive")
+        if borrow is not None and not (out / "sites" / "ready.json").is_file():
+            borrow(out / "sites")
         build_hospitals(study, out, data, progress)
         folders = tuple(folder.resolve() for folder in site_folders(out, study))
         members = json.loads((folders[0] / "members.json").read_text())

@@ -31,6 +31,7 @@ import yaml
 
 from xfed.common.auditor.chain import Mark, Problem, SiteAudit, audit_site
 from xfed.common.auditor.keys import canonical, ed25519_fingerprint, ed25519_signed, plain_base64, read_json
+from xfed.common.config import NOT_IN_DIGEST
 from xfed.common.errors import ConfigError
 
 __all__ = ["COORDINATOR", "Evidence", "check_report", "gather", "phases_read", "study_digest"]
@@ -172,8 +173,8 @@ def _problem(file: str, line: int | None, what: str, remedy: str = _ASK) -> Prob
 
 
 def study_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a resolved study without `runtime`: how reports and ledgers name it."""
-    values = {key: value for key, value in config.items() if key != "runtime"}
+    """SHA-256 (hex) of a resolved study without `runtime` and `experiment`: how reports and ledgers name it."""
+    values = {key: value for key, value in config.items() if key not in NOT_IN_DIGEST}
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
