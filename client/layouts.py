@@ -23,7 +23,7 @@ from xfed.client.source_files import SourceFiles, has_image_name, list_files
 from xfed.client.tables import Table, read_table
 from xfed.common.errors import ConfigError, DataError
 
-__all__ = ["Labelled", "Record", "read_labels", "resolve_label"]
+__all__ = ["Labelled", "Record", "find_label_file", "read_labels", "resolve_label"]
 
 NIH_FINDINGS = {"nofinding": "Normal", "effusion": "Pleural Effusion", "edema": "Pulmonary Edema"}
 _LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "labels.csv")
@@ -107,7 +107,7 @@ def read_labels(
         raise ConfigError(f"layout {layout!r} is not known; choose auto, nih, folders or csv")
     if not source.is_dir():
         raise DataError(f"{source} is not a folder. Give the folder that holds the images.")
-    table_path = None if layout == "folders" else _find_label_file(source, labels, required=layout != "auto")
+    table_path = None if layout == "folders" else find_label_file(source, labels, required=layout != "auto")
     files = list_files(source)
     if table_path is None:
         return _read_folders(source, files, classes, label_map, patient_pattern, decided=layout == "auto")
@@ -129,7 +129,8 @@ def read_labels(
     return _read_rows(table, columns, files, layout, classes, label_map, notes)
 
 
-def _find_label_file(source: Path, labels: Path | None, *, required: bool) -> Path | None:
+def find_label_file(source: Path, labels: Path | None, *, required: bool) -> Path | None:
+    """The label file of a folder of images: `labels`, or the one with a known name, or the only CSV. Raises `DataError`."""
     if labels is not None:
         for path in (labels, source / labels):
             if path.is_file():

@@ -25,6 +25,7 @@ from pathlib import Path
 from xfed.common.arms import ARMS
 from xfed.common.config import Study, parse_study
 from xfed.common.errors import ConfigError
+from xfed.common.randomness import seed_for
 from xfed.common.version import SOFTWARE
 
 __all__ = ["ALONE", "POOLED", "Cell", "Task", "arm_titles", "cells_of", "check_arms", "tasks_of"]
@@ -35,14 +36,17 @@ SIMULATED = {ALONE: "each site alone (mean over sites)", POOLED: "all images at 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One setting of the grid: its `study` is that of the base run. `group`: the cells whose outcomes are put together."""
+    """One setting of the grid: its `study` is that of the base run. `seed`: one of the experiment's; each fold has one of its
+    own from it, so that folds differ in the noise of training, too.
+    """
 
     study: Study
+    seed: int
     fold: int
 
     @property
     def group(self) -> str:
-        """Sites and skew in a name."""
+        """Sites and skew in a name: the cells whose outcomes are put together."""
         sites = self.study.sites
         skew = "even" if sites.partition == "even" else f"dirichlet-{sites.alpha:g}"
         return f"{sites.count}-sites-{skew}"
@@ -50,7 +54,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in the grid; a folder's name."""
-        return f"{self.group}-seed-{self.study.seed}-fold-{self.fold}"
+        return f"{self.group}-seed-{self.seed}-fold-{self.fold}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +125,14 @@ def cells_of(study: Study) -> list[Cell]:
         experiment.seeds or (study.seed,),
         range(experiment.folds),
     )
-    return [Cell(study=_base(study, *setting), fold=setting[-1]) for setting in settings]
+    return [
+        Cell(study=_base(study, sites, skew, seed, fold), seed=seed, fold=fold) for sites, skew, seed, fold in settings
+    ]
 
 
 def _base(study: Study, sites: int, skew: str, seed: int, fold: int) -> Study:
     values = study.resolved()
-    values["seed"] = seed
+    values["seed"] = seed_for(seed, "fold", fold) % 2**31
     values["data"] |= {"seed": study.data_seed}
     values["data"]["splits"] |= {"folds": study.experiment.folds, "fold": fold}
     values["sites"] |= {"count": sites, "partition": skew}
