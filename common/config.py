@@ -68,6 +68,12 @@ class Federation(Section):
         "auto", description="the coordinator sees only sums over sites; auto: on for three or more sites"
     )
 
+    @field_validator("secure_aggregation", mode="before")
+    @classmethod
+    def _on_and_off_are_words(cls, value: object) -> object:
+        """YAML reads on and off as true and false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
 
 class Report(Section):
     """What the report may show."""

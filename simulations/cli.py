@@ -11,6 +11,7 @@ from rich.console import Console
 from xfed.common.config import Phantom, Study
 from xfed.common.console import EXIT_CODES, progress_bar, run_app
 from xfed.common.devices import bfloat16_is_native, choose_device
+from xfed.simulations.study_cli import study
 
 __all__ = ["main"]
 
@@ -46,22 +47,22 @@ def run(
     from xfed.server.report import terminal_table
     from xfed.simulations.run import load_run_study, run_study
 
-    study = load_run_study(config, settings=setting or [], data=data, backend=backend, archive=archive)
-    folder = out or Path("runs") / study.name
+    planned = load_run_study(config, settings=setting or [], data=data, backend=backend, archive=archive)
+    folder = out or Path("runs") / planned.name
     console = Console(stderr=as_json)
     console.print(
-        f"[bold]{study.name}[/bold]: {study.sites.count} hospitals, {len(study.classes)} classes, {study.image_size} px, "
-        f"study {study.digest[:12]}, folder {folder}",
+        f"[bold]{planned.name}[/bold]: {planned.sites.count} hospitals, {len(planned.classes)} classes, {planned.image_size} px, "
+        f"study {planned.digest[:12]}, folder {folder}",
         highlight=False,
     )
-    if study.precision == "bfloat16" and not bfloat16_is_native(choose_device(study.runtime.device)):
+    if planned.precision == "bfloat16" and not bfloat16_is_native(choose_device(planned.runtime.device)):
         console.print(
             "[yellow]This processor only emulates bfloat16: the run is right but slow. "
             "--set precision=float32 is faster here (and gives other bits).[/yellow]"
         )
     live = page_beside(folder, page_port(page), lambda url: console.print(f"Live page: {url}", soft_wrap=True))
     with live, StudyDisplay(console) as display:
-        path = run_study(study, folder, data, listener=display, progress=display.images, archive=archive)
+        path = run_study(planned, folder, data, listener=display, progress=display.images, archive=archive)
     text = (folder / "report.json").read_text(encoding="utf-8")
     if as_json:
         print(text)
@@ -70,6 +71,9 @@ def run(
 
     console.print(terminal_table(json.loads(text)))
     console.print(f"Report: {path.resolve()}", highlight=False, soft_wrap=True)
+
+
+app.command(epilog=EXIT_CODES)(study)
 
 
 @app.command(epilog=EXIT_CODES)

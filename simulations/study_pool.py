@@ -23,7 +23,7 @@ from xfed.common.errors import XfedError
 from xfed.simulations.study_grid import Task
 from xfed.simulations.study_job import OUTCOMES, plan_task
 
-__all__ = ["Progress", "Standing", "run_tasks"]
+__all__ = ["Progress", "Standing", "check_failures", "run_tasks"]
 
 POLL_S = 0.5
 GRACE_S = 30.0

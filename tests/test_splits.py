@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from xfed.common.errors import DataError
 SHARES = (0.7, 0.15, 0.15)
 
 
-def split(labels: list[int], patients: list[int], seed: int = 1, n_classes: int = 5, **shares: float) -> np.ndarray:
+def split(labels: list[int], patients: list[int], seed: int = 1, n_classes: int = 5, **shares: Any) -> np.ndarray:
     return split_patients(
         labels=np.array(labels, dtype=np.int64),
         patients=np.array(patients, dtype=np.int64),
@@ -109,3 +111,37 @@ def test_wrong_arrays_are_refused() -> None:
     for label in (-1, 5):
         with pytest.raises(DataError, match=r"0\.\.4"):
             split([label], [0])
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 99),
+)
+def test_over_all_folds_each_patient_is_tested_once(sizes: list[int], folds: int, seed: int) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    if not labels:
+        return
+    patients = list(range(len(labels)))
+    tested = np.zeros(len(labels), int)
+    for fold in range(folds):
+        chosen = split(labels, patients, seed, folds=folds, fold=fold)
+        tested += chosen == 2
+        for label, size in enumerate(sizes):
+            of_class = int((chosen[np.array(labels) == label] == 2).sum())
+            assert of_class in (size // folds, size // folds + 1)
+    assert (tested == 1).all()
+
+
+def test_folds_share_the_rest_as_the_study_says() -> None:
+    chosen = split([0] * 100, list(range(100)), folds=5, fold=2, train=0.6, validation=0.2, test=0.2)
+    assert np.bincount(chosen).tolist() == [60, 20, 20]
+    first = split([0] * 100, list(range(100)), folds=5, fold=3, train=0.6, validation=0.2, test=0.2)
+    assert not ((chosen == 2) & (first == 2)).any()
+    assert ((chosen == 1) != (first == 1)).any()
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (3, 3), (0, 1)])
+def test_a_fold_that_there_is_not_is_refused(folds: int, fold: int) -> None:
+    with pytest.raises(ValueError, match="fold"):
+        Splits(folds=folds, fold=fold)
