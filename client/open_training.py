@@ -121,8 +121,7 @@ class OpenTraining:
             *synthetic,
             settings=settings,
             learning_rate=sigmoid_decay(settings.learning_rate, request.round - 1, settings.rounds),
-            # by the images held, so that every arm takes the same number of steps
-            steps=settings.steps_per_round or max(1, round(len(held) / settings.batch)),
+            steps=taught.steps(settings, len(held)),  # by the images held, not by those that the arm uses
             generator=torch_generator(study.seed, "classifier", self.name, request.arm, request.round),
             precision=study.precision,
             device=self.device,

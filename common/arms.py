@@ -38,6 +38,7 @@ class Recipe:
     real: Literal["all", "balanced", "none"] = "all"
     synthetic: bool = False
     start: Literal["always", "setting", "never"] = "never"
+    longer: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, study: Classifier) -> Classifier:
@@ -47,6 +48,11 @@ class Recipe:
     def pretraining(self, study: Classifier) -> int:
         """Steps on the archive alone before the first round; `START` where the arm needs them and the study gives none."""
         return {"never": 0, "setting": study.pretraining, "always": study.pretraining or START}[self.start]
+
+    def steps(self, study: Classifier, images: int) -> int:
+        """Steps of one round at a site that holds `images` training images: alike in every arm but a `longer` one."""
+        usual = study.steps_per_round or max(1, round(images / study.batch))
+        return usual + (round(study.pretraining / study.rounds) if self.longer else 0)
 
 
 _PLAIN = {"balance": "none", "augment": False}
@@ -65,6 +71,7 @@ ARMS: Mapping[Arm, Recipe] = {
         title="real, rare classes repeated until balanced, nothing augmented",
         changes={"balance": "sampling", "augment": False},
     ),
+    "longer": Recipe(title="real only, as many steps more as DS3 takes on the archive", longer=True),
     "weighted": Recipe(title="real, class-weighted loss", changes={"balance": "loss"}),
     "augmented": Recipe(
         title="real, balanced sampling and classic augmentation", changes={"balance": "sampling", "augment": True}

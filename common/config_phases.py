@@ -19,7 +19,9 @@ from xfed.common.config_section import Section
 __all__ = ["Archive", "Arm", "Classifier", "Gan"]
 
 # what each is: `xfed.common.arms`
-Arm = Literal["DS1", "DS2", "DS3", "plain", "filled", "duplicated", "weighted", "augmented", "synthetic", "pretrained"]
+Arm = Literal[
+    "DS1", "DS2", "DS3", "plain", "filled", "duplicated", "longer", "weighted", "augmented", "synthetic", "pretrained"
+]
 
 
 class Gan(Section):

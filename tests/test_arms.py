@@ -73,6 +73,14 @@ def test_who_starts_from_the_archive() -> None:
     assert (recipe("DS3").pretraining(none), recipe("pretrained").pretraining(none)) == (0, START)
 
 
+def test_every_arm_takes_the_same_steps_but_the_longer_one() -> None:
+    study = tiny(classifier={"pretraining": 90, "rounds": 30, "batch": 16}).classifier
+    steps = {arm: recipe(arm).steps(study, 100) for arm in get_args(Arm)}
+    assert set(steps.values()) == {6, 9}
+    assert steps["longer"] == 9
+    assert sum(value == 9 for value in steps.values()) == 1
+
+
 def test_balanced_rows_are_as_many_of_each_class_as_of_the_rarest() -> None:
     labels = np.array([0] * 50 + [1] * 3 + [3] * 20)
     rows = np.arange(100, 100 + len(labels))
