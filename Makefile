@@ -1,6 +1,6 @@
 # make demo              the whole demonstration study into runs/demo, with its report (minutes)
 # DEMO=smoke make demo   the same study, shortened, into runs/smoke (under a minute): does everything run?
-# make test              ruff, mypy and the tests that are not slow
+# make test              ruff, mypy and the tests that are not slow, one process per core (JOBS=1: one after the other)
 # make test-slow         the slow tests too
 # make bench             images per second and memory, against a plain loop (docs/benchmarks.md)
 # make lint              ruff and mypy alone
@@ -12,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= full
+JOBS ?= auto
 
 SHELL := /bin/sh
 BIN := $(VENV)/bin
@@ -36,7 +37,7 @@ demo: $(VENV)/.xfed-run
 	@echo "Open the report in a browser: $(CURDIR)/$(DEMO_OUT)/report.html"
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.xfed-dev
 	$(BIN)/python -m pytest -q -m slow
