@@ -15,10 +15,8 @@ import html
 import re
 import secrets
 import signal
-import socket
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from xfed.common.errors import StorageError, XfedError
+from xfed.common.listening import bound_socket, served
 from xfed.common.page_guard import PageGuard
 from xfed.common.stopping import StopFlag
 
@@ -126,17 +125,7 @@ def running_page(app_factory: AppFactory, *, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def _listening(app_factory: AppFactory, port: int) -> Iterator[tuple[str, threading.Thread]]:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        bound.close()
-        raise StorageError(
-            f"cannot listen on 127.0.0.1:{port} ({error}): another program uses the port, or it needs rights. "
-            "Choose another with --port, or --port 0 for a free one."
-        ) from error
-    try:
+    with bound_socket("127.0.0.1", port, "Choose another with --port, or --port 0 for a free one.") as bound:
         number, token = bound.getsockname()[1], secrets.token_urlsafe(32)
         config = uvicorn.Config(
             app_factory(token, number),
@@ -148,21 +137,8 @@ def _listening(app_factory: AppFactory, port: int) -> Iterator[tuple[str, thread
             log_config=None,
             timeout_graceful_shutdown=2,
         )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([bound],), name=f"page-{number}", daemon=True)
-        thread.start()
-        try:
-            deadline = time.monotonic() + 30
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > deadline:
-                    raise StorageError("the page's server did not start: try again with another --port")
-                time.sleep(0.01)
+        with served(config, bound, "page's server") as thread:
             yield f"http://127.0.0.1:{number}/?token={token}", thread
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
-    finally:
-        bound.close()
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:

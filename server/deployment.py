@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +30,11 @@ from flwr.app.user_config import UserConfig
 from xfed.common.bundle import DIGEST
 from xfed.common.config import Study
 from xfed.common.durable import exclusive, write_json
-from xfed.common.errors import ConfigError, FederationError, StorageError, XfedError
+from xfed.common.errors import ConfigError, StorageError, XfedError
 from xfed.common.gan import build_generator
 from xfed.common.identity import parse_certificate, utc_now
 from xfed.common.journal import Journal, Listener
+from xfed.common.listening import bound_socket, served
 from xfed.common.plan import Plan, new_plan, parse_plan
 from xfed.common.registry import build_classifier
 from xfed.common.telemetry import silence
@@ -198,33 +198,9 @@ def _serving(deployment: Deployment, gate: Gate, board: Board) -> Iterator[None]
 @contextlib.contextmanager
 def _listening(config: uvicorn.Config, address: tuple[str, int]) -> Iterator[int]:
     host, port = address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        raise StorageError(
-            f"cannot listen on {host}:{port} ({error.strerror}): another program uses the port, or it needs rights. "
-            "Choose another with --listen or --control."
-        ) from error
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([bound],), name=f"listener-{port}", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    try:
-        while not server.started:
-            if not thread.is_alive() or time.monotonic() > deadline:
-                raise FederationError(f"the listener on {host}:{port} did not start")
-            time.sleep(0.01)
+    remedy = "Choose another with --listen or --control."
+    with bound_socket(host, port, remedy) as bound, served(config, bound, f"listener on {host}:{port}"):
         yield bound.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(timeout=5)
-        server.force_exit = True
-        thread.join(timeout=5)
-        bound.close()
 
 
 class _Members:
