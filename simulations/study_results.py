@@ -154,6 +154,8 @@ def _arm(study: Study, runs: list[Outcomes], seeds: Mapping[int, list[_Done]], c
 
     def told(score: str, values: list[float | None]) -> dict[str, Any]:
         here = [value for value in values if value is not None]
+        if not here:
+            return dict.fromkeys(("value", "low", "high", "mean", "sd"))
         value, low, high = interval(
             runs, score, confidence=experiment.confidence, replicates=experiment.replicates, seed=study.seed
         )
@@ -220,7 +222,9 @@ def _comparisons(
                 "t": {"mean": mean, "low": low, "high": high},
             }
         )
-    for facts, adjusted in zip(results, holm([facts["p"] for facts in results]), strict=True):
+    # what is planned and not finished counts as well, as it does in the intervals
+    values = [facts["p"] for facts in results] + [1.0] * (len(planned) - len(results))
+    for facts, adjusted in zip(results, holm(values), strict=False):
         facts["p_holm"] = adjusted
     told = [facts["sentence"] for arm in _CONTROLS for facts in results if facts["b"] == arm] or [
         facts["sentence"] for facts in results[:1]
