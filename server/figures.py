@@ -13,7 +13,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
@@ -21,25 +23,52 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 __all__ = [
     "ARM_COLOURS",
+    "GRID",
+    "INK",
+    "MANY_ARMS",
+    "MUTED",
+    "REAL",
+    "SYNTHETIC",
+    "arm_colour",
+    "class_panels",
     "counts_bars",
+    "data_uri",
     "distances",
     "gan_losses",
     "heat_scale",
     "interval_dots",
+    "look",
     "overlay",
     "pixels",
     "sensitivity_dots",
     "strip",
+    "svg_text",
     "training_curves",
 ]
 
 INK, MUTED, GRID = "#1f2933", "#52606d", "#e4e7eb"
-ARM_COLOURS = {"DS1": "#7b8794", "DS3": "#0b6e6e", "TSTR": "#d9a441"}
+ARM_COLOURS = {
+    "DS1": "#7b8794",
+    "DS2": "#a8558c",
+    "DS3": "#0b6e6e",
+    "TSTR": "#d9a441",
+    "plain": "#3d4a57",
+    "filled": "#3fae97",
+    "duplicated": "#b3561d",
+    "weighted": "#6f4aa0",
+    "augmented": "#2f6fbf",
+    "synthetic": "#d9a441",
+    "pretrained": "#7f9c1e",
+    "alone": "#c9506d",
+    "pooled": "#11151a",
+}
 REAL, SYNTHETIC = "#7b8794", "#d9a441"
+MANY_ARMS = 4  # from here on tables and figures have a row per arm
 HEAT = "inferno"  # lightness rises evenly from cold to hot
 _STYLE = {
     "svg.fonttype": "none",
@@ -66,13 +95,28 @@ _STYLE = {
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
-def _svg(figure: Figure) -> str:
+def look() -> AbstractContextManager[None]:
+    """Within it matplotlib draws, and writes, as all pages here do."""
+    look: AbstractContextManager[None] = mpl.rc_context(_STYLE)
+    return look
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG whose letters are text; to be called within `look`."""
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]+", rf"\1 {_FONTS}", text)
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+    return re.sub(r"(font: [^;\"]*?px) [^;\"]+", rf"\1 {_FONTS}", text)
+
+
+def data_uri(svg: str) -> str:
+    """An SVG as what an `img` loads from the page itself."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _svg(figure: Figure) -> str:
+    return data_uri(svg_text(figure))
 
 
 def pixels(image: npt.NDArray[np.uint8], most: int | None = None) -> str:
@@ -139,7 +183,8 @@ def distances(rows: Mapping[str, tuple[float, float] | None], label: str) -> str
         return _svg(figure)
 
 
-def _colour(arm: str) -> str:
+def arm_colour(arm: str) -> str:
+    """An arm's colour, the same on every page."""
     return ARM_COLOURS.get(arm, "#3e6fb0")
 
 
@@ -158,16 +203,49 @@ def interval_dots(
             drawn = [(row + offset, values[name]) for row, name in enumerate(rows) if values.get(name)]
             for y, entry in drawn:
                 value, low, high = entry or (0.0, 0.0, 0.0)
-                axes.plot([low, high], [y, y], color=_colour(arm), linewidth=3, solid_capstyle="round", alpha=0.4)
-                axes.plot([value], [y], "o", color=_colour(arm), markersize=7)
-            axes.plot([], [], "o-", color=_colour(arm), label=arm)
+                axes.plot([low, high], [y, y], color=arm_colour(arm), linewidth=3, solid_capstyle="round", alpha=0.4)
+                axes.plot([value], [y], "o", color=arm_colour(arm), markersize=7)
+            axes.plot([], [], "o-", color=arm_colour(arm), label=arm)
         axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.65), xlabel=label)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper right", ncols=len(arms), fontsize=9)
+        figure.legend(loc="outside upper right", ncols=min(5, len(arms)), fontsize=9)
         return _svg(figure)
+
+
+def class_panels(
+    arms: Mapping[str, Mapping[str, tuple[float, float, float] | None]],
+    classes: Sequence[str],
+    guessing: float,
+    label: str,
+) -> Figure:
+    """Many arms: a panel per class on one scale 0..1, a row per arm with (value, low, high) as a dot and a bar.
+
+    The dashed line is `guessing`. To be called within `look`, five panels to a line.
+    """
+    columns = min(5, max(1, len(classes)))
+    lines = -(-len(classes) // columns)
+    figure = Figure(figsize=(11, lines * (0.85 + 0.27 * len(arms))), layout=ConstrainedLayoutEngine(wspace=0.04))
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, name in zip(grid, classes, strict=False):
+        axes.axvline(guessing, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for row, (arm, values) in enumerate(arms.items()):
+            if entry := values.get(name):
+                axes.plot(entry[1:], [row, row], color=arm_colour(arm), linewidth=3, solid_capstyle="round", alpha=0.4)
+                axes.plot(entry[:1], [row], "o", color=arm_colour(arm), markersize=6)
+        axes.set_title("\n".join(textwrap.wrap(name, 22)) or name, fontsize=10)
+        axes.set(xlim=(0, 1), ylim=(len(arms) - 0.5, -0.5), xticks=(0, 0.5, 1))
+        axes.set_xticklabels(("0", "0.5", "1"))
+        axes.tick_params(labelbottom=True)
+        axes.set_yticks(range(len(arms)), list(arms))
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+    for axes in grid[len(classes) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"{label} (dashed: guessing)", fontsize=9, color=MUTED)
+    return figure
 
 
 def sensitivity_dots(arms: Mapping[str, Mapping[str, Any]], classes: Sequence[str], guessing: float) -> str:
@@ -179,6 +257,9 @@ def sensitivity_dots(arms: Mapping[str, Mapping[str, Any]], classes: Sequence[st
             entry = facts.get("per_class", {}).get(name, {})
             interval = entry.get("sensitivity_interval")
             rows[arm][name] = (entry["sensitivity"], interval[0], interval[1]) if interval else None
+    if len(arms) >= MANY_ARMS:
+        with look():
+            return _svg(class_panels(rows, classes, guessing, "sensitivity"))
     return interval_dots(rows, guessing, "sensitivity")
 
 
@@ -196,18 +277,18 @@ def training_curves(arms: Mapping[str, Mapping[str, Any]], guessing: float) -> s
         for arm, facts in arms.items():
             rounds = facts.get("rounds") or []
             x, y = _column(rounds, "validation_balanced_accuracy")
-            left.plot(x, y, color=_colour(arm), label=arm, marker="o" if len(x) == 1 else None)
+            left.plot(x, y, color=arm_colour(arm), label=arm, marker="o" if len(x) == 1 else None)
             best = facts.get("best_round")
             if best in x:
-                left.plot([best], [y[x.index(best)]], "o", markersize=9, markerfacecolor="none", color=_colour(arm))
+                left.plot([best], [y[x.index(best)]], "o", markersize=9, markerfacecolor="none", color=arm_colour(arm))
             for key, style in (("loss", (0, (2, 2))), ("validation_loss", "-")):
                 x, y = _column(rounds, key)
-                right.plot(x, y, color=_colour(arm), linestyle=style, marker="o" if len(x) == 1 else None)
+                right.plot(x, y, color=arm_colour(arm), linestyle=style, marker="o" if len(x) == 1 else None)
         left.set(title="Balanced accuracy on validation patients", xlabel="round", ylim=(0, 1))
         right.set(title="Loss: validation (solid), training (dotted)", xlabel="round")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(loc="outside upper right", ncols=len(arms), fontsize=9)
+        figure.legend(loc="outside upper right", ncols=min(5, len(arms)), fontsize=9)
         return _svg(figure)
 
 

@@ -1,8 +1,8 @@
-"""The pages' templates: one environment for report and passport, so that numbers and looks are the same on both.
+"""The pages' templates: one environment for all of them, so that numbers and looks are the same on both.
 
 ::
 
-    server/*.html.j2 (package data) + server/report.css --render--> one HTML file that loads nothing
+    PACKAGE/*.html.j2 (package data) + server/report.css --render--> one HTML file that loads nothing
 
 Everything from a report is escaped; a missing part is empty, never an error (reports of older versions are rendered too).
 """
@@ -42,14 +42,15 @@ def _duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _source(name: str) -> str:
-    return resources.files("xfed.server").joinpath(name).read_text(encoding="utf-8")
+def _source(name: str, package: str = "xfed.server") -> str:
+    place = resources.files(package).joinpath(name)
+    return (place if place.is_file() else resources.files("xfed.server").joinpath(name)).read_text(encoding="utf-8")
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The page `template` (a file of this package) with `values`; `style` is the common style sheet."""
+def render_page(template: str, *, package: str = "xfed.server", **values: Any) -> str:
+    """The page `template` (a file of `package`, else of this one) with `values`; `style` is the common style sheet."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
+        loader=jinja2.FunctionLoader(lambda name: _source(name, package)),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
