@@ -46,14 +46,12 @@ from xfed.common.secure_primitives import (
     PRIVATE_BYTES,
     PUBLIC_BYTES,
     add_stream,
-    agree,
+    agree_with_all,
     check_public_key,
     fields,
-    join,
     public_key_of,
-    share_bytes,
-    share_index,
 )
+from xfed.common.secure_shares import join, share_bytes, share_index
 
 __all__ = [
     "KEY_SHARE_BYTES",
@@ -288,10 +286,9 @@ class MaskedSums:
             site: self._secret(site, "mask key", KEY_SHARE_BYTES, replies, partial(self._is_key, site))
             for site in partition.dropped
         }
+        there = {site: adverts[site].mask_key for site in partition.survivors}
         pairs = {
-            (site, gone): agree(key, adverts[site].mask_key)
-            for gone, key in keys.items()
-            for site in partition.survivors
+            (site, gone): secret for gone, key in keys.items() for site, secret in agree_with_all(key, there).items()
         }
         results: dict[bytes, Vectors] = {}
         while self._sums:

@@ -1,14 +1,13 @@
-"""The ciphers of the secure sum: key agreement, sealed letters, Shamir shares, and streams of mask words.
+"""The ciphers of the secure sum: key agreement, sealed letters, and streams of mask words. Shamir's shares: `secure_shares`.
 
 ::
 
     private P-384 key + peer's public key --agree--> 32 secret bytes (the same at both ends)
     secret, letter, binding --seal--> token --coordinator carries it--> unseal --> letter, or ValueError
-    secret bytes --split(t, n)--> n shares; any t of them --join--> secret bytes; fewer say nothing (Shamir 1979)
     secret, label --HKDF-SHA256--> AES-256 key --CTR--> words, added to or taken from a vector in place
 
-Pure functions; nothing is on disk. Agreement, sealing (Fernet: AES-128-CBC with HMAC-SHA256) and shares are Flower's
-(`flwr.common.secure_aggregation`), which are thin layers over `cryptography` and PyCryptodome. Flower's mask generator
+Pure functions; nothing is on disk. Agreement and sealing (Fernet: AES-128-CBC with HMAC-SHA256) are Flower's
+(`flwr.common.secure_aggregation`), which are thin layers over `cryptography`. Flower's mask generator
 `pseudo_rand_gen` is not used: it seeds NumPy's Mersenne Twister with 32 bits of the secret, so a mask is found by trying
 2^32 seeds, and 624 words of it foretell all others. Here a mask is AES-256 in counter mode, as the proof of Bonawitz et
 al. 2017 (section 3.3) demands of its PRG, under a key that no other stream ever has; hence the constant nonce.
@@ -19,6 +18,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
 
 __all__ = [
@@ -37,15 +36,12 @@ __all__ = [
     "PUBLIC_BYTES",
     "add_stream",
     "agree",
+    "agree_with_all",
     "check_public_key",
     "fields",
-    "join",
     "new_private_key",
     "public_key_of",
     "seal",
-    "share_bytes",
-    "share_index",
-    "split",
     "unseal",
 ]
 
@@ -80,8 +76,14 @@ def check_public_key(public: bytes) -> None:
 
 def agree(private: bytes, public: bytes) -> bytes:
     """32 secret bytes, the same for (a, B) and (b, A): ECDH and HKDF-SHA256. Raises `ValueError` on keys not of P-384."""
-    shared: bytes = generate_shared_key(_private(private), _public(public))
-    return base64.urlsafe_b64decode(shared)
+    return agree_with_all(private, {"peer": public})["peer"]
+
+
+def agree_with_all(private: bytes, publics: Mapping[str, bytes]) -> dict[str, bytes]:
+    """By name what `agree` gives with each of `publics`; the private key is worked out once, which is half of the work."""
+    key = _private(private)
+    shared = {name: generate_shared_key(key, _public(public)) for name, public in publics.items()}
+    return {name: base64.urlsafe_b64decode(secret) for name, secret in shared.items()}
 
 
 def _private(private: bytes) -> ec.EllipticCurvePrivateKey:
@@ -112,31 +114,6 @@ def unseal(secret: bytes, token: bytes, binding: bytes) -> bytes:
     if not hmac.compare_digest(opened[:32], hashlib.sha256(binding).digest()):
         raise ValueError("it belongs to another session, sender or receiver")
     return opened[32:]
-
-
-def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
-    """`count` shares of `secret`, of which any `threshold` (1..count) give it back: Shamir 1979 over GF(2^128)."""
-    shares: list[bytes] = create_shares(secret, threshold, count)
-    return shares
-
-
-def join(shares: list[bytes]) -> bytes:
-    """The secret, from exactly the threshold of shares. Raises `ValueError` when they plainly do not belong together.
-
-    Wrong shares may also give wrong bytes: compare with something that was announced before.
-    """
-    secret: bytes = combine_shares(shares)
-    return secret
-
-
-def share_bytes(secret_bytes: int) -> int:
-    """Bytes of one share of a secret of so many bytes: 4 for its index, then the secret padded to blocks of 16."""
-    return 4 + (secret_bytes // 16 + 1) * 16
-
-
-def share_index(share: bytes) -> int:
-    """Which share this is: 1..count, in the order of `split`."""
-    return int.from_bytes(share[:4], "little")
 
 
 def add_stream(words: Words, secret: bytes, label: bytes, sign: int) -> None:

@@ -61,16 +61,8 @@ from xfed.common.secure_masks import (
     statement,
     threshold,
 )
-from xfed.common.secure_primitives import (
-    agree,
-    fields,
-    new_private_key,
-    public_key_of,
-    seal,
-    share_index,
-    split,
-    unseal,
-)
+from xfed.common.secure_primitives import agree_with_all, fields, new_private_key, public_key_of, seal, unseal
+from xfed.common.secure_shares import share_index, split
 
 __all__ = ["CONTEXT_BYTES", "Session", "advertise", "exchange", "mask", "new_session", "reveal", "session_from_bytes"]
 
@@ -83,7 +75,8 @@ _SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 class Session:
     """All that a site knows of one session. Secret: it is never sent, and its repr shows no key.
 
-    `masked`: per request answered (hex context), a keyed digest of the answer. `partition`: what was revealed for.
+    `masked`: per request answered (hex context), a keyed digest of the answer. `pairs`: per peer what the mask key agrees
+    on with its key, worked out once for all requests. `partition`: what was revealed for.
     """
 
     session: str
@@ -97,6 +90,7 @@ class Session:
     kept: bytes = field(default=b"", repr=False)
     letters: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     masked: Mapping[str, str] = field(default_factory=dict)
+    pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     partition: Partition | None = None
 
     @property
@@ -111,7 +105,7 @@ class Session:
     def to_bytes(self) -> bytes:
         """The session as JSON, secrets included: for the site's own disk only."""
         values: dict[str, Any] = {
-            "schema": 1,
+            "schema": 2,
             "session": self.session,
             "study": self.study,
             "site": self.site,
@@ -125,6 +119,7 @@ class Session:
             "kept": self.kept.hex(),
             "letters": _hexed(self.letters),
             "masked": dict(self.masked),
+            "pairs": _hexed(self.pairs),
             "partition": None if self.partition is None else dataclasses.asdict(self.partition),
         }
         return json.dumps(values).encode()
@@ -142,7 +137,7 @@ def session_from_bytes(data: bytes) -> Session:
     """The inverse of `Session.to_bytes`. Raises `CheckpointError` when the bytes are not a whole session."""
     try:
         values = json.loads(data)
-        if values.pop("schema") != 1:
+        if values.pop("schema") != 2:
             raise ValueError("it was written by another version")
         roster, partition = values.pop("roster"), values.pop("partition")
         adverts = None if roster is None else {n: Advert.from_bytes(a) for n, a in _unhexed(roster).items()}
@@ -160,6 +155,7 @@ def session_from_bytes(data: bytes) -> Session:
             kept=bytes.fromhex(values["kept"]),
             letters=_unhexed(values["letters"]),
             masked=dict(values["masked"]),
+            pairs=_unhexed(values["pairs"]),
             partition=None if partition is None else Partition(**{k: tuple(v) for k, v in partition.items()}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -220,14 +216,20 @@ def exchange(session: Session, adverts: Mapping[str, bytes], verify: Verify) -> 
     count = len(roster.sites)
     keys = split(session.mask_key, roster.threshold, count)
     seeds = split(session.seed, roster.threshold, count)
+    secrets = agree_with_all(
+        session.cipher_key, {peer: roster.adverts[peer].cipher_key for peer in _others(session, roster)}
+    )
     kept, letters = b"", {}
     for peer, key, seed in zip(roster.sites, keys, seeds, strict=True):
         if peer == session.site:
             kept = key + seed
         else:
-            secret = agree(session.cipher_key, roster.adverts[peer].cipher_key)
-            letters[peer] = seal(secret, key + seed, _binding(session, session.site, peer))
+            letters[peer] = seal(secrets[peer], key + seed, _binding(session, session.site, peer))
     return dataclasses.replace(session, roster=roster, kept=kept, letters=letters)
+
+
+def _others(session: Session, roster: Roster) -> list[str]:
+    return [peer for peer in roster.sites if peer != session.site]
 
 
 def _binding(session: Session, sender: str, receiver: str) -> bytes:
@@ -258,11 +260,13 @@ def mask(
         )
     vectors = (words32, np.append(words64, np.uint64(1)))
     add_self_mask(vectors, session.seed, roster, session.site, context, 1)
-    for peer in roster.sites:
-        if peer != session.site:
-            secret = agree(session.mask_key, roster.adverts[peer].mask_key)
-            add_pair_mask(vectors, secret, roster, session.site, peer, context, 1)
-    return dataclasses.replace(session, masked={**session.masked, context.hex(): answer.hexdigest()}), vectors
+    pairs = session.pairs or agree_with_all(
+        session.mask_key, {peer: roster.adverts[peer].mask_key for peer in _others(session, roster)}
+    )
+    for peer in _others(session, roster):
+        add_pair_mask(vectors, pairs[peer], roster, session.site, peer, context, 1)
+    masked = {**session.masked, context.hex(): answer.hexdigest()}
+    return dataclasses.replace(session, masked=masked, pairs=pairs), vectors
 
 
 def reveal(
@@ -296,16 +300,16 @@ def reveal(
         )
     if letters.keys() != set(roster.sites) - {session.site}:
         raise RefusedError(f"{where}: letters must come from all other sites, and came from {sorted(letters)}")
+    secrets = agree_with_all(session.cipher_key, {peer: roster.adverts[peer].cipher_key for peer in letters})
     shares = {}
     for peer in roster.sites:
-        letter = session.kept if peer == session.site else _open(session, roster, peer, letters[peer])
+        letter = session.kept if peer == session.site else _open(session, roster, peer, letters[peer], secrets[peer])
         shares[peer] = letter[:KEY_SHARE_BYTES] if peer in partition.dropped else letter[KEY_SHARE_BYTES:]
-    return dataclasses.replace(session, partition=partition), shares
+    return dataclasses.replace(session, pairs={}, partition=partition), shares
 
 
-def _open(session: Session, roster: Roster, sender: str, letter: bytes) -> bytes:
+def _open(session: Session, roster: Roster, sender: str, letter: bytes, secret: bytes) -> bytes:
     try:
-        secret = agree(session.cipher_key, roster.adverts[sender].cipher_key)
         opened = unseal(secret, letter, _binding(session, sender, session.site))
         indices = {share_index(opened), share_index(opened[KEY_SHARE_BYTES:])}
         if len(opened) != KEY_SHARE_BYTES + SEED_SHARE_BYTES or indices != {roster.sites.index(session.site) + 1}:
