@@ -64,12 +64,14 @@ def score_archive(folder: Path, store_folder: Path, extractor: Extractor, hospit
     """
     archive, images, labels = read_images(folder)
     store = open_store(store_folder)
-    if archive.classes != store.classes or images.shape[-1] != store.size:
+    single = archive.classes[: len(archive.classes) - archive.combinations]
+    if single != store.classes or images.shape[-1] != store.size:
         raise DataError(
-            f"{archive.folder} has {images.shape[-1]} px images of {', '.join(archive.classes)}; {store_folder} has "
+            f"{archive.folder} has {images.shape[-1]} px images of {', '.join(single)}; {store_folder} has "
             f"{store.size} px of {', '.join(store.classes)}. Import the images again with the archive's size and classes."
         )
     classes = len(store.classes)
+    images, labels = images[labels < classes], labels[labels < classes]
     fakes = [extractor.features(images[labels == label]) for label in range(classes)]
     # a power of two, so that hospitals with other processors find the same one
     scale = 2.0 ** round(math.log2(scale_of(fakes)))

@@ -35,23 +35,23 @@ Scores = npt.NDArray[np.float64]
 
 
 def attack_archive(
-    store: Store, images: Images, labels: Labels, device: torch.device, *, minimum: int, smallest: int
+    store: Store, images: Images, labels: Labels, device: torch.device, *, trained: npt.NDArray[np.bool_], smallest: int
 ) -> dict[str, npt.NDArray[Any]]:
     """Counts of both attacks on `images` uint8 [n, S, S] with `labels` int64 [n] (what is released of the archive).
 
     "membership" int64 [2, C, 2, BINS] (attack, class, members or others); "ranks" int64 [2, RANKS], "first" int64 [2] and
-    "chance" float64 [2] (training or held-out). `minimum`: training images below which a class is not trained here;
+    "chance" float64 [2] (training or held-out). `trained` bool [C]: classes whose images a generator was trained on here;
     `smallest`: fewest patients that may show in a count.
     """
     counts = no_counts(len(store.classes))
     shown = [name for name in range(len(store.classes)) if (labels == name).any()]
-    trained = [name for name in shown if len(store.rows("train", name)) >= minimum]
-    for label in trained:
+    attacked = [name for name in shown if trained[name]]
+    for label in attacked:
         scores = membership_scores(store, images[labels == label], label, device)
         for attack, groups in scores.items():
             for group, values in enumerate(groups):
                 counts["membership"][ATTACKS.index(attack), label, group] = histogram(attack, values)
-    linked = link_patients(store, images, trained, device)
+    linked = link_patients(store, images, attacked, device)
     for group, (places, chance) in enumerate(linked):
         if len(places) >= smallest:
             counts["ranks"][group], counts["first"][group] = rank_histogram(places), (places == 0).sum()

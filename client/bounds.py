@@ -23,10 +23,11 @@ import torch
 from xfed.client.policy import Policy, violations
 from xfed.common import messages as m
 from xfed.common.archive_figures import MOST_THINNING
+from xfed.common.arms import STEERING
 from xfed.common.config import Study
-from xfed.common.dcgan import Generator
+from xfed.common.config_family import ALL
 from xfed.common.errors import RefusedError
-from xfed.common.registry import CLASSIFIERS
+from xfed.common.registry import CLASSIFIERS, GENERATORS
 from xfed.common.summable import SUMMABLE
 from xfed.common.synthetic_training import SYNTHETIC_ARM
 
@@ -178,10 +179,12 @@ def _check_train_gan(asked: _Asked) -> None:
     settings = asked.study.gan
     if "dcgan" not in settings.method:
         asked.refuse("study", asked.study.name, f"no rounds of training: gan.method is {settings.method}")
-    asked.one_of("class_name", asked.study.classes)
-    asked.within("round", 1, settings.rounds)
+    shared = settings.shared_rounds
+    together = bool(shared) and asked.request.class_name == ALL
+    asked.one_of("class_name", (ALL,) if together else asked.study.generators)
+    asked.within("round", 1 if together else shared + 1, shared if together else shared + settings.rounds)
     asked.one_of("payload", (asked.study.federation.payload,))
-    asked.weights(_generator_shapes(asked.study.image_size, settings.width, settings.latent))
+    asked.weights(_generator_shapes(settings.family, asked.study.image_size, settings.width, settings.latent))
 
 
 def _check_embed(asked: _Asked) -> None:
@@ -230,8 +233,10 @@ def _check_classifier_weights(asked: _Asked, *more: str) -> None:
 
 
 def _check_train_classifier(asked: _Asked) -> None:
-    asked.within("round", 1, asked.study.classifier.rounds)
-    _check_classifier_weights(asked)
+    study = asked.study
+    steering = study.unlabelled and asked.request.arm == STEERING
+    asked.within("round", 1, study.gan.steering.rounds if steering else study.classifier.rounds)
+    _check_classifier_weights(asked, *([STEERING] if study.unlabelled else []))
 
 
 def _check_score(asked: _Asked) -> None:
@@ -272,8 +277,8 @@ def _check_keep(asked: _Asked) -> None:
     images = (np.dtype(np.uint8), (count, side, side))
     asked.arrays("arrays", {"images": images, "labels": (np.dtype(np.int64), (count,))})
     low, high = int(arrays["labels"].min()), int(arrays["labels"].max())
-    if low < 0 or high >= len(study.classes):
-        asked.refuse("arrays[labels]", f"{low}..{high}", f"0..{len(study.classes) - 1}")
+    if low < 0 or high >= len(study.labels):
+        asked.refuse("arrays[labels]", f"{low}..{high}", f"0..{len(study.labels) - 1}")
 
 
 def _check_vote(asked: _Asked) -> None:
@@ -351,9 +356,9 @@ _RULES: Mapping[type[m.Request], tuple[tuple[str, ...], Callable[[_Asked], None]
 
 
 @lru_cache(maxsize=8)
-def _generator_shapes(size: int, width: int, latent: int) -> Shapes:
+def _generator_shapes(family: str, size: int, width: int, latent: int) -> Shapes:
     with torch.device("meta"):  # shapes without memory
-        return _shapes_of(Generator(size, width, latent))
+        return _shapes_of(GENERATORS[family](size, width, latent))
 
 
 @lru_cache(maxsize=8)

@@ -145,8 +145,11 @@ def check_store(folder: Path, policy: Policy | None, study: Study | None) -> Fin
         remedy = f"bring more images, and {again}; without them this site adds nothing to the scores"
         return warning("store", f"no image is in {' and '.join(empty)} ({what})", remedy)
     least = 1 if study is None else study.gan.minimum_images
+    if study is not None and study.unlabelled and per_split["train"] < least:
+        words = f"under {least} training images, so this site leaves out the generator ({what})"
+        return warning("store", words, "bring more images; without them this site adds nothing to the generator")
     rare = [f"{name} {held}" for name, held in zip(store.classes, counts[0].tolist(), strict=True) if held < least]
-    if rare:
+    if rare and not (study is not None and study.unlabelled):
         remedy = "nothing, if that is known: other sites may hold these classes; otherwise bring more images"
         words = f"under {least} training images, so this site leaves out their generators: {', '.join(rare)} ({what})"
         return warning("store", words, remedy)
@@ -186,22 +189,23 @@ def bytes_needed(study: Study, policy: Policy, largest_class: int) -> int:
     """
     import torch  # with what it brings: takes seconds
 
-    from xfed.common.dcgan import Discriminator, Generator
-    from xfed.common.registry import CLASSIFIERS
+    from xfed.common import dcgan, pggan
+    from xfed.common.registry import CLASSIFIERS, GENERATORS
 
     gan, classifier, archive = study.gan, study.classifier, study.archive
     with torch.device("meta"):  # sizes without memory
-        generator = _parameters(Generator(study.image_size, gan.width, gan.latent))
-        discriminator = _parameters(Discriminator(study.image_size, gan.width, None))
+        generator = _parameters(GENERATORS[gan.family](study.image_size, gan.width, gan.latent))
+        family = pggan if study.unlabelled else dcgan
+        discriminator = _parameters(family.Discriminator(study.image_size, gan.width, None))
         model = _parameters(CLASSIFIERS[classifier.model](study.image_size, len(study.classes), classifier.width, 0.0))
-    # per class: two rounds of D and of both optimizers' two moments, two answers; one more of each while it is written
+    # per generator: two rounds of D and of both optimizers' two moments, two answers; one more of each while it is written
     state = 3 * discriminator + 2 * generator
-    floats = len(study.classes) * (2 * state + 2 * generator) + state + generator
-    floats += len(classifier.arms) * 2 * model + model
+    floats = len(study.generators) * (2 * state + 2 * generator) + state + generator
+    floats += (len(classifier.arms) + study.unlabelled) * 2 * model + model
     images = archive.per_class
     if archive.balance == "match":
         images = max(archive.minimum, round(archive.target * largest_class * study.sites.count))
-    images = min(images * len(study.classes), policy.max_archive_images)
+    images = min(images * len(study.labels), policy.max_archive_images)
     return 4 * floats + images * (study.image_size**2 + 8) + SPARE_BYTES
 
 

@@ -1,4 +1,4 @@
-"""What a site trains in an open study: a class's generator, an arm's classifier; each for one round.
+"""What a site trains in an open study: a generator of a class or of all images, an arm's classifier; each for one round.
 
 ::
 
@@ -22,17 +22,18 @@ from xfed.client.gan_states import GanStates
 from xfed.client.shards import Shards
 from xfed.client.store import Store
 from xfed.common import messages as m
-from xfed.common.arms import recipe
+from xfed.common.arms import STEERING, recipe, settings_of_arm
 from xfed.common.classifier import sigmoid_decay, train_round
 from xfed.common.config import Study
+from xfed.common.config_family import ALL
 from xfed.common.devices import memory_format
 from xfed.common.errors import RefusedError
-from xfed.common.gan import new_gan_state, train_gan_round
+from xfed.common.generator_family import new_state, train_generator
 from xfed.common.randomness import numpy_generator, torch_generator
 from xfed.common.registry import build_classifier
 from xfed.common.weights import load_parameters, parameters_of, rounded
 
-__all__ = ["OpenTraining", "balanced_rows", "class_position", "ready_model"]
+__all__ = ["OpenTraining", "balanced_rows", "class_position", "generator_rows", "ready_model"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -42,6 +43,23 @@ def class_position(study: Study, class_name: str) -> int:
     if class_name not in study.classes:
         raise RefusedError(f"{class_name!r} is not a class of this study")
     return study.classes.index(class_name)
+
+
+def _all_classes_alike(store: Store, study: Study) -> Rows:
+    """Training rows of every class that the site holds enough of, each class repeated to the size of the largest."""
+    least = study.gan.minimum_images
+    of_class = [rows for label in range(len(study.classes)) if len(rows := store.rows("train", label)) >= least]
+    most = max((len(rows) for rows in of_class), default=0)
+    return np.concatenate([*(np.resize(rows, most) for rows in of_class), np.zeros(0, np.int64)])
+
+
+def generator_rows(store: Store, study: Study, name: str) -> Rows:
+    """Training rows of generator `name`: of its class, or all of them, whatever their labels. Raises `RefusedError`."""
+    if name == ALL and study.gan.shared_rounds:
+        return _all_classes_alike(store, study)
+    if name not in study.generators:
+        raise RefusedError(f"{name!r} is not a generator of this study; they are {', '.join(study.generators)}")
+    return store.rows("train", None if study.unlabelled else class_position(study, name))
 
 
 def ready_model(study: Study, weights: m.Arrays, device: torch.device) -> torch.nn.Module:
@@ -74,25 +92,27 @@ class OpenTraining:
     device: torch.device
 
     def gan(self, request: m.TrainGan) -> m.GanUpdate:
-        """One round of a class's generator. Raises `RefusedError` with too few images."""
+        """One round of one generator. Raises `RefusedError` with too few images."""
         study, store = self.study, self.store
-        rows = store.rows("train", class_position(study, request.class_name))
+        rows = generator_rows(store, study, request.class_name)
         if len(rows) < study.gan.minimum_images:
             raise RefusedError(
                 f"too few training images of {request.class_name}: {len(rows)} < {study.gan.minimum_images}"
             )
         started = time.perf_counter()
-        state = new_gan_state(study, self.device, "discriminator", self.name, request.class_name)
+        state = new_state(study, self.device, "discriminator", self.name, request.class_name)
         previous = self.states.before(request.class_name, request.round)
+        if previous is None and study.gan.shared_rounds:
+            previous = self.states.before(ALL, request.round)
         if previous is not None:
             state.restore(previous)
         load_parameters(state.generator, request.weights)
         rng = torch_generator(study.seed, "gan", self.name, request.class_name, request.round)
-        losses = train_gan_round(state, store.images, rows, study.gan, rng, study.precision)
+        losses = train_generator(study, state, store.images, rows, rng, request.round)
         self.states.save(request.class_name, request.round, state.arrays(), study.digest)
         return m.GanUpdate(
             site=self.name,
-            images=len(rows),
+            images=len(np.unique(rows)),
             loss_g=losses.generator,
             loss_d=losses.discriminator,
             seconds=time.perf_counter() - started,
@@ -106,13 +126,13 @@ class OpenTraining:
         held = store.rows("train")
         if not len(held):
             raise RefusedError("this site has no training images")
-        if request.arm not in study.classifier.arms:
+        if request.arm not in (*study.classifier.arms, *([STEERING] if study.unlabelled else [])):
             raise RefusedError(f"{request.arm!r} is not an arm of this study")
         started = time.perf_counter()
         taught = recipe(request.arm)
-        settings = taught.settings(study.classifier)
+        settings = settings_of_arm(study, request.arm)
         rows = self._real(taught.real, held)
-        synthetic: tuple[Any, Any] = self.shards.read() if taught.synthetic else (None, None)
+        synthetic: tuple[Any, Any] = self._synthetic() if taught.synthetic else (None, None)
         model = ready_model(study, request.weights, self.device)
         loss = train_round(
             model,
@@ -133,6 +153,12 @@ class OpenTraining:
             seconds=time.perf_counter() - started,
             weights=parameters_of(model),
         )
+
+    def _synthetic(self) -> tuple[Any, Any]:
+        """The archive, less its combinations of findings: an arm's classifier has one class per image."""
+        images, labels = self.shards.read()
+        one = labels < len(self.study.classes)
+        return (images, labels) if one.all() else (images[one], labels[one])
 
     def _real(self, which: str, held: Rows) -> Rows:
         if which == "none":

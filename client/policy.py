@@ -45,11 +45,16 @@ class Policy(BaseModel):
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = Field(
         PHASES, description="phases that this site takes part in"
     )
-    generator_models: Names = Field(("dcgan",), description="generator models that may be trained here")
+    generator_models: Names = Field(
+        ("dcgan", "pggan"),
+        description="generator models that may be trained here: dcgan, one per class; pggan, one of all images, labels unused",
+    )
     classifier_models: Names = Field(("dcnn", "googlenet"), description="classifier models that may be trained here")
     max_image_size: int = Field(256, ge=1, description="largest side of the images, in pixels")
     max_generator_rounds: int = Field(200, ge=1, description="most rounds of generator training, per class")
-    max_classifier_rounds: int = Field(200, ge=1, description="most rounds of classifier training, per arm")
+    max_classifier_rounds: int = Field(
+        200, ge=1, description="most rounds of classifier training, per arm; also of the classifier that steers a PGGAN"
+    )
     max_steps_per_round: int = Field(
         500,
         ge=1,
@@ -63,7 +68,7 @@ class Policy(BaseModel):
     minimum_images: int = Field(
         8,
         ge=1,
-        description="a study may train a generator on no fewer images of a class than this (its gan.minimum_images)",
+        description="a study may train a generator on no fewer images (pggan: of all classes) than this (its gan.minimum_images)",
     )
     allow_non_private: bool = Field(
         False,
@@ -150,8 +155,10 @@ _MOST = (
     ("classifier", "classifier.steps_per_round", "max_steps_per_round"),
     ("classifier", "classifier.batch", "max_batch"),
 )
+_SHARED = (("generators", "gan.shared_rounds", "max_generator_rounds"),)
+_STEERED = (("classifier", "gan.steering.rounds", "max_classifier_rounds"),)
 _ONE_OF = (
-    ("generators", "gan.model", "generator_models"),
+    ("generators", "gan.family", "generator_models"),
     ("classifier", "classifier.model", "classifier_models"),
 )
 _NOT_PRIVATE = (
@@ -177,7 +184,11 @@ def _outside(policy: Policy, study: Study) -> Iterator[tuple[str, str]]:
     for phase in PHASES:
         if phase not in policy.phases:
             yield phase, _words("phases", phase, f"only {_listed(policy.phases)}", "phases")
-    for part, where, field in _MOST:
+    for part, where, field in (
+        *_MOST,
+        *(_STEERED if study.unlabelled else ()),
+        *(_SHARED if study.gan.shared_rounds else ()),
+    ):
         wanted, most = attrgetter(where)(study), getattr(policy, field)
         if wanted > most:
             yield part, _words(where, wanted, f"at most {most}", field)
@@ -186,7 +197,7 @@ def _outside(policy: Policy, study: Study) -> Iterator[tuple[str, str]]:
         if wanted not in known:
             yield part, _words(where, wanted, f"only {_listed(known)}", field)
     images = study.archive.per_class if study.archive.balance == "fixed" else study.archive.minimum
-    if (images := images * len(study.classes)) > policy.max_archive_images:
+    if (images := images * len(study.labels)) > policy.max_archive_images:
         yield (
             "archive",
             _words("archive", f"{images} images", f"at most {policy.max_archive_images}", "max_archive_images"),

@@ -55,7 +55,7 @@ class Shards:
     def keep(self, request: KeepArchive) -> None:
         """Write one shard. Raises `RefusedError` unless it was offered and is what its digest and the study say."""
         path, side = self._path(request.digest), self._study.image_size
-        if request.digest not in self._offered() or not _is_shard(request.arrays, side, len(self._study.classes)):
+        if request.digest not in self._offered() or not _is_shard(request.arrays, side, len(self._study.labels)):
             raise RefusedError(f"archive shard {request.shard} was not offered, or is not what this study says")
         if digest_of(request.arrays) != request.digest:
             raise RefusedError(f"archive shard {request.shard} is not what its digest says")

@@ -36,7 +36,7 @@ from xfed.client.attacks import attack_archive
 from xfed.client.gan_states import GanStates
 from xfed.client.ledger import open_ledger
 from xfed.client.measures import measure_archive
-from xfed.client.open_training import OpenTraining, class_position, ready_model
+from xfed.client.open_training import OpenTraining, class_position, generator_rows, ready_model
 from xfed.client.policy import Policy
 from xfed.client.private_site import PRIVATE, PrivateSite
 from xfed.client.reply_bounds import splits_taking_part
@@ -50,6 +50,7 @@ from xfed.common.config import Study, parse_study
 from xfed.common.devices import choose_device
 from xfed.common.durable import write_json
 from xfed.common.errors import DataError, RefusedError, XfedError
+from xfed.common.generator_family import shares_of
 from xfed.common.identity import load_private_key, new_key, public_text
 from xfed.common.metrics import score_sums, to_arrays
 from xfed.common.summable import SUMMABLE
@@ -218,7 +219,7 @@ class Site:
 
     def _nothing(self, request: m.Request) -> m.Reply | None:
         if isinstance(request, m.TrainGan):
-            held = len(self.store.rows("train", class_position(self.study, request.class_name)))
+            held = len(generator_rows(self.store, self.study, request.class_name))
             if held < self.study.gan.minimum_images:
                 return self._untrained(request)
         if isinstance(request, m.TrainClassifier) and not len(self.store.rows("train")):
@@ -269,15 +270,15 @@ class Site:
     def _describe(self, shown: bool) -> m.Description:
         """Who this site is; what it holds only where that may be `shown` (alone, or in a secure sum)."""
         counts = self.store.counts()
-        drawn = np.where(counts[0] >= self.study.gan.minimum_images, counts[0], 0)
+        drawn, holders = shares_of(self.study, counts[0])
         if not shown:
-            counts, drawn = np.zeros_like(counts), np.zeros_like(drawn)
+            counts, drawn, holders = np.zeros_like(counts), np.zeros_like(drawn), np.zeros_like(holders)
         return m.Description(
             site=self.settings.name,
             patients=len(np.unique(self.store.patients[self.store.splits >= 0])) if shown else 0,
             share_examples=self.settings.share_examples,
             software=SOFTWARE,
-            counts={"counts": counts, "drawn": drawn, "holders": (drawn > 0).astype(np.int64)},
+            counts={"counts": counts, "drawn": drawn, "holders": holders},
         )
 
     def _wanted(self, request: m.OfferArchive) -> m.ArchiveWanted:
@@ -335,8 +336,15 @@ class Site:
     def _attack(self, request: m.AttackArchive) -> m.ArchiveAttacked:
         images, labels = self._shards.read(request.root, request.images)
         kept = request.arrays["released"].astype(bool)
-        least = {"minimum": self.study.gan.minimum_images, "smallest": self._policy.smallest_count}
-        arrays = attack_archive(self.store, images[kept], labels[kept], self._device, **least)
+        drawn, _ = shares_of(self.study, self.store.counts()[0])
+        arrays = attack_archive(
+            self.store,
+            images[kept],
+            labels[kept],
+            self._device,
+            trained=drawn > 0,
+            smallest=self._policy.smallest_count,
+        )
         return m.ArchiveAttacked(site=self.settings.name, arrays=arrays)
 
     def _show(self, request: m.ShowExamples) -> m.Examples:

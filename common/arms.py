@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from xfed.common.config import Study
 from xfed.common.config_phases import Arm, Classifier
 
-__all__ = ["ARMS", "START", "Recipe", "recipe"]
+__all__ = ["ARMS", "START", "STEERING", "Recipe", "recipe", "settings_of_arm"]
 
 
 START = 400
+STEERING = "steering"
+"""The classifier that labels the images of a generator of all images: no arm of the study, taught like DS1 before phase 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,17 @@ ARMS: Mapping[Arm, Recipe] = {
     "pretrained": Recipe(title="synthetic first, then real only", start="always"),
 }
 
+_STEERING = Recipe(title="real only, to steer a generator by")
+
 
 def recipe(name: str) -> Recipe:
     """The recipe of an arm. Raises `KeyError` for a name that is none; a study file with such a name is refused before."""
+    if name == STEERING:
+        return _STEERING
     return {str(arm): found for arm, found in ARMS.items()}[name]
+
+
+def settings_of_arm(study: Study, name: str) -> Classifier:
+    """The settings that a site trains arm `name` with, its number of rounds included."""
+    settings = recipe(name).settings(study.classifier)
+    return settings.model_copy(update={"rounds": study.gan.steering.rounds}) if name == STEERING else settings

@@ -21,6 +21,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from xfed.common.config_data import Data, Experiment, Phantom, Sites, Splits
+from xfed.common.config_family import ALL, WHY_NOT_PRIVATE, check_findings, slug
 from xfed.common.config_phases import Archive, Classifier, Gan
 from xfed.common.config_privacy import Merf, Privacy, Shares
 from xfed.common.config_section import Section
@@ -144,6 +145,9 @@ class Study(Section):
             raise ValueError(
                 "federation.secure_aggregation: a sum over one site hides nothing; it needs two sites or more"
             )
+        check_findings(self.archive.findings, self.classes, self.gan.family)
+        if (self.unlabelled or self.gan.shared_rounds) and ALL in map(slug, self.classes):
+            raise ValueError(f"classes: with gan.family pggan no class may be called {ALL!r}: its generator is")
         self._privacy_is_possible()
         if not self.classifier.arms or len(set(self.classifier.arms)) != len(self.classifier.arms):
             raise ValueError("classifier.arms: name each arm once, at least one")
@@ -157,6 +161,8 @@ class Study(Section):
                     f"gan.method {self.gan.method} releases noisy embeddings: it needs privacy.epsilon and delta"
                 )
             return
+        if self.unlabelled:
+            raise ValueError(f"gan.family pggan: {WHY_NOT_PRIVATE}")
         if self.classifier.balance == "sampling":
             raise ValueError(
                 "classifier.balance: sampling draws patients of rare classes more often, so the sampling rate q of the claim "
@@ -172,6 +178,8 @@ class Study(Section):
             raise ValueError(
                 f"classifier.arms: {', '.join(controls)}: every arm spends budget, so a private study offers DS1 and DS3 alone"
             )
+        if self.gan.shared_rounds:
+            raise ValueError("gan.shared_rounds: no budget is planned for a generator of all classes; set it to 0")
         if self.archive.reuse is not None:
             raise ValueError("archive.reuse: a private study plans its budget over its own generators; leave it out")
         if self.data.splits.folds:
@@ -183,6 +191,21 @@ class Study(Section):
     def private(self) -> bool:
         """Whether the study is differentially private (`privacy.epsilon` is given)."""
         return self.privacy.epsilon is not None
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether one generator learns from all images without labels (`gan.family: pggan`)."""
+        return self.gan.family == "pggan"
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Names of the study's generators: the classes, or "all"."""
+        return (ALL,) if self.unlabelled else self.classes
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What an image of the archive may be labelled: the classes, then the combinations of `archive.findings`."""
+        return (*self.classes, *self.archive.findings)
 
     @property
     def data_seed(self) -> int:

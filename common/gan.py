@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from xfed.common import pggan
 from xfed.common.config import Gan, Study
 from xfed.common.dcgan import Discriminator, Generator, draw_latent
 from xfed.common.devices import autocast, memory_format
@@ -28,9 +29,19 @@ from xfed.common.diffaugment import differentiable_augment
 from xfed.common.randomness import torch_generator
 from xfed.common.weights import Weights, load_parameters, parameters_of, under
 
-__all__ = ["GanLosses", "GanState", "build_generator", "new_gan_state", "ready_generator", "render", "train_gan_round"]
+__all__ = [
+    "AnyGenerator",
+    "GanLosses",
+    "GanState",
+    "build_generator",
+    "new_gan_state",
+    "ready_generator",
+    "render",
+    "train_gan_round",
+]
 
 R1_EVERY = 16
+AnyGenerator = Generator | pggan.Generator
 
 
 @dataclass(frozen=True)
@@ -79,13 +90,15 @@ class GanState:
         return (("adam_d", self.discriminator, self.optimizer_d), ("adam_g", self.generator, self.optimizer_g))
 
 
-def build_generator(study: Study, seed_names: tuple[str | int, ...] | None = None) -> Generator:
-    """The study's generator; its weights are drawn from the stream `seed_names`, or left to be loaded."""
+def build_generator(study: Study, seed_names: tuple[str | int, ...] | None = None) -> AnyGenerator:
+    """The study's generator, of its family; its weights are drawn from the stream `seed_names`, or left to be loaded."""
     rng = torch_generator(study.seed, *seed_names) if seed_names else None
+    if study.unlabelled:
+        return pggan.Generator(study.image_size, study.gan.width, study.gan.latent, rng)
     return Generator(study.image_size, study.gan.width, study.gan.latent, rng)
 
 
-def ready_generator(study: Study, weights: Weights) -> Generator:
+def ready_generator(study: Study, weights: Weights) -> AnyGenerator:
     """The study's generator with `weights`, calibrated and ready to `render`."""
     generator = build_generator(study)
     load_parameters(generator, weights)
@@ -93,10 +106,11 @@ def ready_generator(study: Study, weights: Weights) -> Generator:
 
 
 def new_gan_state(study: Study, device: torch.device, *seed_names: str | int) -> GanState:
-    """A fresh D and optimizers for one class at one site; D is drawn from the stream `seed_names`."""
+    """A fresh D and optimizers of a DCGAN for one class at one site; D is drawn from the stream `seed_names`."""
     settings = study.gan
     layout = memory_format(device)
-    generator = build_generator(study).to(device, memory_format=layout)  # type: ignore[call-overload]
+    generator = Generator(study.image_size, settings.width, settings.latent)
+    generator = generator.to(device, memory_format=layout)  # type: ignore[call-overload]
     discriminator = Discriminator(study.image_size, settings.width, torch_generator(study.seed, *seed_names))
     discriminator = discriminator.to(device, memory_format=layout)  # type: ignore[call-overload]
     betas = (settings.momentum, 0.999)
@@ -170,7 +184,7 @@ def _gan_step(
 
 
 @torch.no_grad()
-def render(generator: Generator, z: Tensor) -> npt.NDArray[np.uint8]:
+def render(generator: AnyGenerator, z: Tensor) -> npt.NDArray[np.uint8]:
     """Images uint8 [B, S, S] of latents float32 [B, latent], always in float32; the generator must be calibrated."""
     device = next(generator.parameters()).device
     images = generator(z.to(device)).squeeze(1)

@@ -34,6 +34,7 @@ __all__ = [
     "Steering",
     "as_pixels",
     "gather_accepted",
+    "join_sampled",
     "log_probability",
     "optimise_latents",
     "project",
@@ -113,6 +114,7 @@ class Sampled:
         kept = self.accepted if count else torch.zeros_like(self.accepted)
         return {
             "tried": len(self.accepted),
+            "seconds": self.seconds,
             "accepted": count,
             "rejected_share": 1 - self.share,
             "looks_per_accepted": self.looks / count if count else None,
@@ -299,6 +301,13 @@ def gather_accepted(
         parts.append(part)
     if not parts:
         raise ValueError(f"count and limit must be 1 or more, not {count} and {limit}")
+    return join_sampled(parts)
+
+
+def join_sampled(parts: Sequence[Sampled]) -> Sampled:
+    """What became of several blocks of latents, one after the other, as of one. Raises `ValueError` where there is none."""
+    if not parts:
+        raise ValueError("there is nothing to join")
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])

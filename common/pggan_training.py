@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from xfed.common.config_family import WHY_NOT_PRIVATE
 from xfed.common.devices import autocast, memory_format
 from xfed.common.diffaugment import POLICIES, differentiable_augment
 from xfed.common.errors import FederationError
@@ -38,11 +39,6 @@ from xfed.common.pggan import LATENT, WIDTH, Discriminator, Generator, draw_late
 
 __all__ = ["WHY_NOT_PRIVATE", "PgganSettings", "gradient_penalty", "new_pggan_state", "train_pggan_round"]
 
-WHY_NOT_PRIVATE = (
-    "PGGAN cannot be trained with differential privacy here: its discriminator looks at the deviation over the batch, so each "
-    "patient changes the gradients of all others, and its gradient penalty needs second derivatives patient by patient. "
-    "Use the DCGAN or dp-merf in a private study."
-)
 AUGMENTED_FROM = 8  # px; below, a shift by one pixel is no small change
 
 

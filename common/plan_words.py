@@ -37,10 +37,37 @@ def _first_phases(study: Study) -> list[str]:
     gan, archive = study.gan, study.archive
     if archive.reuse is not None:
         return [f"No generators are trained: the coordinator sends an archive that exists (root {archive.reuse[:12]})"]
+    if study.unlabelled:
+        return _unlabelled_phases(study)
     return [
-        f"Phase 1: one generator per class ({gan.model}, width {gan.width}): {gan.rounds} rounds of {gan.steps_per_round} steps, "
-        f"batches of {gan.batch}; a site with fewer than {gan.minimum_images} training images of a class leaves that class out",
+        f"Phase 1: one generator per class ({gan.family}, width {gan.width}): {gan.rounds} rounds of "
+        f"{gan.steps_per_round} steps, batches of {gan.batch}; a site with fewer than "
+        f"{gan.minimum_images} training images of a class leaves that class out",
+        *_shared_start(study),
         "Phase 2: the coordinator draws synthetic images from the generators and sends them to all sites",
+    ]
+
+
+def _shared_start(study: Study) -> list[str]:
+    rounds = study.gan.shared_rounds
+    if not rounds:
+        return []
+    return [
+        f"Before that, {rounds} rounds of one generator from the images of all those classes; the others start from it"
+    ]
+
+
+def _unlabelled_phases(study: Study) -> list[str]:
+    gan, steering = study.gan, study.gan.steering
+    method = "latent class optimisation" if steering.method == "lco" else "rejection sampling"
+    named = "".join(f"; {name}: {' with '.join(wanted)}" for name, wanted in study.archive.findings.items())
+    return [
+        f"Phase 1: one generator of ALL training images of this site, without their labels ({gan.family}, width {gan.width}): "
+        f"{gan.rounds} rounds of {gan.steps_per_round} steps, batches of {gan.batch}; a site with fewer than "
+        f"{gan.minimum_images} training images takes no part",
+        f"A classifier to label its images by, trained here like arm DS1: {steering.rounds} rounds",
+        f"Phase 2: the coordinator makes synthetic images of each class by {method} (accepted from a probability of "
+        f"{steering.threshold:g} on){named}, and sends them to all sites",
     ]
 
 

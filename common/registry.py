@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +16,18 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from xfed.common import dcgan, pggan
 from xfed.common.config import Study
-from xfed.common.dcgan import Generator
 from xfed.common.dcnn import DCNN
 from xfed.common.errors import CheckpointError
+from xfed.common.gan import AnyGenerator
+from xfed.common.generator_family import PRIORS
 from xfed.common.googlenet import GoogLeNet
 from xfed.common.weights import Weights, load_arrays, load_parameters, save_arrays
 
 __all__ = [
     "CLASSIFIERS",
+    "GENERATORS",
     "ReleasedClassifier",
     "build_classifier",
     "load_classifier",
@@ -41,6 +44,7 @@ class _ClassifierFactory(Protocol):
 
 
 CLASSIFIERS: Mapping[str, _ClassifierFactory] = {"dcnn": DCNN, "googlenet": GoogLeNet}
+GENERATORS: Mapping[str, Callable[[int, int, int], AnyGenerator]] = {"dcgan": dcgan.Generator, "pggan": pggan.Generator}
 PREPROCESSING = "grey, padded to a square, antialiased resize, /255, zero mean and unit deviation per image"
 
 
@@ -95,13 +99,13 @@ def load_classifier(path: Path) -> ReleasedClassifier:
 
 
 def save_generator(path: Path, study: Study, class_name: str, weights: Weights, facts: Mapping[str, Any]) -> None:
-    """Write one class's generator with everything needed to draw from it."""
+    """Write one generator with everything needed to draw from it; `class_name` is its name, "all" for one of all images."""
     metadata = {
         "kind": "generator",
-        "model": study.gan.model,
+        "model": study.gan.family,
         "width": study.gan.width,
         "latent": study.gan.latent,
-        "latent_prior": "uniform(-1, 1)",
+        "latent_prior": PRIORS[study.gan.family],
         "image_size": study.image_size,
         "class": class_name,
         "study": study.digest,
@@ -110,13 +114,15 @@ def save_generator(path: Path, study: Study, class_name: str, weights: Weights, 
     save_arrays(path, weights, metadata)
 
 
-def load_generator(path: Path) -> tuple[Generator, dict[str, Any]]:
+def load_generator(path: Path) -> tuple[AnyGenerator, dict[str, Any]]:
     """Read a file of `save_generator`: the module and its facts. Raises like `load_classifier`."""
     weights, facts = load_arrays(path)
-    if facts.get("kind") != "generator" or facts.get("model") != "dcgan":
-        raise CheckpointError(f"{path} is not a generator of xfed (kind {facts.get('kind')!r})")
+    if facts.get("kind") != "generator" or facts.get("model") not in GENERATORS:
+        raise CheckpointError(
+            f"{path} is not a generator of xfed (kind {facts.get('kind')!r}, model {facts.get('model')!r})"
+        )
     try:
-        generator = Generator(facts["image_size"], facts["width"], facts["latent"])
+        generator = GENERATORS[facts["model"]](facts["image_size"], facts["width"], facts["latent"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata does not describe a generator ({error})") from error
     load_parameters(generator, weights)

@@ -23,12 +23,16 @@ from xfed.common.errors import DataError
 
 __all__ = ["ReviewArchive", "open_archive"]
 
-_NO_SCORES = frozenset({"file_name", "label", "label_index", "seed", "generator_sha256", "synthetic", "number"})
+_NO_SCORES = frozenset(
+    {"file_name", "label", "label_index", "seed", "generator_sha256", "synthetic", "number", "findings", "latent"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewArchive:
     """Images in the order of metadata.csv: `labels` are positions in `classes`, `scores` one value (or None) per image.
+
+    The last `combinations` of the classes are combinations of the others (`xfed.server.steered_archive`).
 
     `facts`: name, study and root_sha256, what a log of decisions says whose it is; `digests`: SHA-256 (hex) by file name.
     """
@@ -40,6 +44,7 @@ class ReviewArchive:
     labels: tuple[int, ...]
     scores: Mapping[str, list[float | None]]
     digests: Mapping[str, str]
+    combinations: int = 0
 
     def check_image(self, path: Path, image: str) -> str:
         """The SHA-256 (hex) of the image's file at `path`. Raises `DataError` when it is not the one of the manifest."""
@@ -58,7 +63,8 @@ def open_archive(folder: Path) -> ReviewArchive:
     try:
         manifest = json.loads((place / "manifest.json").read_bytes())
         facts = {name: str(manifest[name]) for name in ("name", "study", "root_sha256")}
-        classes, digests = tuple(map(str, manifest["classes"])), dict(manifest["files"])
+        combinations = tuple(map(str, manifest.get("findings", {})))
+        classes, digests = (*map(str, manifest["classes"]), *combinations), dict(manifest["files"])
         with (place / "metadata.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         images = tuple(row["file_name"] for row in rows)
@@ -80,6 +86,7 @@ def open_archive(folder: Path) -> ReviewArchive:
         labels=labels,
         scores=_scores(rows),
         digests=digests,
+        combinations=len(combinations),
     )
 
 

@@ -4,6 +4,7 @@
 
     counts of real images per class --plan--> how many synthetic each class needs
     generator + seed of each image --render in fixed blocks--> quality filter (xfed.server.archive_filter)
+      (one generator of all images: its latents are steered first, xfed.server.steered_archive)
       --> archive/images/<class>/<id>.png, metadata.csv, manifest.json
       --> shards of uint8 arrays --OfferArchive / KeepArchive--> sites
 
@@ -19,7 +20,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from xfed.common.config import Study
+from xfed.common.config_family import ALL, slug
 from xfed.common.dcgan import draw_latent
 from xfed.common.durable import link_or_copy, remove_tree, translate_os_errors, write_json
 from xfed.common.errors import CheckpointError, ConfigError, DataError, FederationError
@@ -40,9 +42,11 @@ from xfed.common.synthetic_mark import MARK
 from xfed.common.version import SOFTWARE
 from xfed.common.weights import Weights, digest_of
 from xfed.server.archive_filter import COLUMNS, Sieve
-from xfed.server.archive_manifest import MANIFEST, METADATA, open_archive, root_of, write_rows
+from xfed.server.archive_manifest import MANIFEST, METADATA, labels_of, open_archive, root_of, write_rows
 from xfed.server.archive_signature import verify_archive
 from xfed.server.run import Run
+from xfed.server.steered_archive import COLUMNS as STEERED
+from xfed.server.steered_archive import Searches, Target
 
 __all__ = [
     "adopt_archive",
@@ -77,18 +81,17 @@ def _statement(study: Study) -> str:
     )
 
 
-def slug(class_name: str) -> str:
-    """The class in file names: lower case, hyphens."""
-    return class_name.strip().lower().replace(" ", "-")
-
-
 def plan_counts(study: Study, real: Mapping[str, int]) -> dict[str, int]:
-    """Synthetic images per class, from the real training images per class over all sites (paper, section 3.3.2 and Figure 4)."""
+    """Synthetic images per class, from the real training images per class over all sites (paper, section 3.3.2 and Figure 4).
+
+    Of each combination of `archive.findings` the least number.
+    """
     settings = study.archive
     if settings.balance == "fixed":
-        return dict.fromkeys(study.classes, settings.per_class)
+        return dict.fromkeys(study.labels, settings.per_class)
     goal = math.ceil(settings.target * max(real.values()))
-    return {name: max(settings.minimum, goal - real[name]) for name in study.classes}
+    wanted = {name: max(settings.minimum, goal - real[name]) for name in study.classes}
+    return wanted | dict.fromkeys(study.archive.findings, settings.minimum)
 
 
 def render_block(study: Study, class_name: str, generator: Any, block: int) -> npt.NDArray[np.uint8]:
@@ -100,8 +103,11 @@ def render_block(study: Study, class_name: str, generator: Any, block: int) -> n
     return render(generator, torch.cat(rows))
 
 
-def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
-    """Write archive/ unless it is there; returns its manifest. Raises `StorageError`."""
+def build_archive(run: Run, weights: Mapping[str, Weights], steering: Weights | None = None) -> dict[str, Any]:
+    """Write archive/ unless it is there; returns its manifest. Raises `StorageError`.
+
+    `steering`: the classifier that labels the images of a generator of all images (`xfed.server.steering`).
+    """
     study, place = run.study, run.folder / "archive"
     if (place / MANIFEST).is_file():
         manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
@@ -113,15 +119,20 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
     run.journal.write("phase", phase="archive", round=0, rounds=sum(planned.values()))
     building = run.folder / ".archive.building"
     remove_tree(building)
-    digests = {name: digest_of(weights[name]) for name in study.classes}
+    digests = {name: digest_of(weights[name]) for name in study.generators}
+    searches = Searches(run, weights[ALL], steering) if steering is not None else None
     sieve = Sieve(on=study.archive.filter)
     rows: list[dict[str, str]] = []
     files: dict[str, str] = {}
     with translate_os_errors(building):
-        for name in study.classes:
+        for name in study.labels:
             (building / "images" / name).mkdir(parents=True)
-            generator = ready_generator(study, weights[name])
-            for image in sieve.sift(name, planned[name], partial(render_block, study, name, generator)):
+            target = Target(searches, name, planned[name]) if searches else None
+            if target is not None:
+                draw: Callable[[int], npt.NDArray[np.uint8]] = target.block
+            else:
+                draw = partial(render_block, study, name, ready_generator(study, weights[name]))
+            for image in sieve.sift(name, planned[name], draw):
                 if image.reason:
                     continue
                 relative = f"images/{name}/{slug(name)}-{image.number:06d}.png"
@@ -132,18 +143,21 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
                     {
                         "file_name": relative,
                         "label": name,
-                        "label_index": str(study.classes.index(name)),
+                        "label_index": str(study.labels.index(name)),
                         "seed": str(seed_for(study.seed, "archive", name, image.number)),
-                        "generator_sha256": digests[name],
+                        "generator_sha256": digests[ALL if target else name],
                         "synthetic": "true",
                         **image.scores,
+                        **(target.row(image.number) if target else {}),
                     }
                 )
                 if len(rows) % BLOCK == 0:
                     run.journal.write("round", phase="archive", round=len(rows), rounds=sum(planned.values()))
+            if target is not None:
+                target.end()
     made = Counter(row["label"] for row in rows)
     _note_what_is_short(run, sieve.facts())
-    files[METADATA] = write_rows(building, rows, (*ROW, *COLUMNS))
+    files[METADATA] = write_rows(building, rows, (*ROW, *(STEERED if searches else ()), *COLUMNS))
     manifest = {
         "schema": 2,
         "study": study.digest,
@@ -151,8 +165,9 @@ def build_archive(run: Run, weights: Mapping[str, Weights]) -> dict[str, Any]:
         "software": SOFTWARE,
         "image_size": study.image_size,
         "classes": list(study.classes),
-        "counts": {name: made[name] for name in study.classes},
+        "counts": {name: made[name] for name in study.labels},
         "planned": planned,
+        **({"findings": study.archive.findings, "steering": searches.facts()} if searches else {}),
         "filter": sieve.facts(),
         "generators": digests,
         "seed": study.seed,
@@ -179,6 +194,10 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 def _note_what_is_short(run: Run, facts: Mapping[str, Any]) -> None:
     """Classes that the filter left smaller go to the journal, and so to the report. Raises `DataError` if all are empty."""
     for name, missing in facts["short"].items():
+        if run.study.unlabelled:
+            text = f"{name}: {missing} images fewer than planned: steering found no more in gan.steering.attempts"
+            run.journal.write("problem", phase="archive", round=0, site="", text=text, attempt=1)
+            continue
         reasons = ", ".join(f"{count} {reason}" for reason, count in facts["rejected"][name].items())
         text = f"{name}: {missing} images fewer than planned: of {facts['drawn'][name]} drawn, rejected: {reasons}"
         run.journal.write("problem", phase="archive", round=0, site="", text=text, attempt=1)
@@ -200,10 +219,10 @@ def reused_archive(folder: Path, study: Study) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} has root {manifest['root_sha256'][:12]}, the study asks for {(study.archive.reuse or '')[:12]}"
         )
-    if manifest["image_size"] != study.image_size or manifest["classes"] != list(study.classes):
+    if manifest["image_size"] != study.image_size or labels_of(manifest) != study.labels:
         raise ConfigError(
-            f"{folder}: {manifest['image_size']} px images of {', '.join(manifest['classes'])}; the study wants "
-            f"{study.image_size} px of {', '.join(study.classes)}"
+            f"{folder}: {manifest['image_size']} px images of {', '.join(labels_of(manifest))}; the study wants "
+            f"{study.image_size} px of {', '.join(study.labels)}"
         )
     return manifest
 

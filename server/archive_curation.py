@@ -99,7 +99,7 @@ def curate_archive(
         counts = Counter(row["label"] for row in rows)
         manifest = {
             **{name: value for name, value in archive.manifest.items() if name not in ("documents", "files")},
-            "counts": {name: counts[name] for name in archive.classes},
+            "counts": {name: counts[name] for name in archive.labels},
             "curation": _facts(archive, reviews, rejected, len(rows), accepted_only),
             "root_sha256": root_of(files),
             "files": files,

@@ -168,7 +168,7 @@ def _write_dicom(archive: OpenArchive, out: Path, *, burn_in: bool) -> None:
 
 def _readme(archive: OpenArchive, to: str, fingerprint: str | None) -> str:
     m = archive.manifest
-    counts = "\n".join(f"- {name}: {m['counts'][name]:,}" for name in archive.classes)
+    counts = "\n".join(f"- {name}: {m['counts'][name]:,}" for name in archive.labels)
     signer = f"signed by `{fingerprint}`" if fingerprint else "not signed by anybody"
     return f"""# {m["name"]}: synthetic X-rays ({to})
 

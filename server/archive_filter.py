@@ -161,17 +161,21 @@ class Sieve:
     def sift(self, class_name: str, wanted: int, draw: Callable[[int], Pixels]) -> Iterator[Sifted]:
         """Images of a class in the order of their numbers, rejected ones too, until `wanted` are kept.
 
-        `draw(block)` gives images number b block to b block + b - 1, uint8 [b, S, S], b the same for all blocks.
+        `draw(block)` gives images number b block to b block + b - 1, uint8 [b, S, S], b the same for all blocks; a shorter one,
+        or an empty one, is the last there is.
         """
         first = [draw(0)]
-        size, area = len(first[0]), (first[0].shape[1] // GRID) ** 2
-        first += [draw(block) for block in range(1, -(-min(wanted, REFERENCE) // size))]
+        size, area = max(1, len(first[0])), (first[0].shape[1] // GRID) ** 2
+        while len(first) < -(-min(wanted, REFERENCE) // size) and len(first[-1]) == size:
+            first.append(draw(len(first)))
         reference = _Reference.of(_measure(np.concatenate(first)), area)
         tally = self._rejected[class_name] = {}
         kept = number = 0
         while kept < wanted and number < MOST * wanted:
             block = number // size
             images = first[block] if block < len(first) else draw(block)
+            if number % size or not len(images):  # the block before was short: there are no more
+                break
             for one in self._judge(images[: MOST * wanted - number], number, reference, area):
                 number += 1
                 if one.reason:

@@ -11,7 +11,9 @@
 
 The manifest's keys: schema 2, study, name, software, image_size, classes, counts, planned {class: n}, filter (see
 `xfed.server.archive_filter`), generators {class: digest}, seed, privacy (a statement), curation {summary, ..}, root_sha256,
-files; of a released archive also documents, about (facts for the documents), released (time), signed_by (fingerprint).
+files; where one generator drew all classes also findings {combination: [classes]} and steering (see
+`xfed.server.steered_archive`); of a released archive also documents, about (facts for the documents), released (time),
+signed_by (fingerprint).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
     "SIGNATURE",
     "OpenArchive",
     "inside",
+    "labels_of",
     "open_archive",
     "read_manifest",
     "root_of",
@@ -104,6 +107,16 @@ class OpenArchive:
         """The classes, in the order of their numbers."""
         return tuple(self.manifest["classes"])
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, then the combinations of findings that the archive holds images of."""
+        return labels_of(self.manifest)
+
+
+def labels_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an image of the archive may be labelled: its classes, then combinations of them (`findings`)."""
+    return (*manifest["classes"], *manifest.get("findings", {}))
+
 
 def open_archive(folder: Path) -> OpenArchive:
     """Read manifest and metadata. Raises `CheckpointError` where the two do not belong together."""
@@ -111,7 +124,7 @@ def open_archive(folder: Path) -> OpenArchive:
     try:
         with (folder / METADATA).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        classes = set(manifest["classes"])
+        classes = set(labels_of(manifest))
         odd = [
             row
             for row in rows

@@ -21,7 +21,7 @@ from xfed.common.extractors import Extractor
 from xfed.common.randomness import numpy_generator
 from xfed.common.weights import digest_of, load_arrays, under
 from xfed.server.archive import read_archive
-from xfed.server.archive_manifest import read_manifest
+from xfed.server.archive_manifest import labels_of, read_manifest
 
 __all__ = ["score_pooled"]
 
@@ -30,7 +30,7 @@ def score_pooled(folder: Path, extractor: Extractor, files: Sequence[Path]) -> d
     """Figures per class over all `files`. Raises `DataError` (they do not belong together), `FederationError` (nonsense)."""
     manifest = read_manifest(folder)
     classes = tuple(manifest["classes"])
-    images, labels = read_archive(folder, classes)
+    images, labels = read_archive(folder, labels_of(manifest))
     fakes = [extractor.features(images[labels == label]) for label in range(len(classes))]
     totals = [RealSums.nothing()] * len(classes)
     scales: set[float] = set()

@@ -74,7 +74,7 @@ def without(folder: Path, rejected: Collection[str], why: Mapping[str, Any]) -> 
         manifest = {
             **{name: value for name, value in archive.manifest.items() if name not in (*_OF_A_RELEASE, "files")},
             **why,
-            "counts": {name: counts[name] for name in archive.classes},
+            "counts": {name: counts[name] for name in archive.labels},
             "delivered_root_sha256": archive.manifest.get("delivered_root_sha256", archive.manifest["root_sha256"]),
             "root_sha256": root_of(files),
             "files": files,
@@ -97,7 +97,7 @@ def _before(folder: Path) -> Path:
 
 def _linked(archive: OpenArchive, rows: list[Mapping[str, str]], building: Path) -> dict[str, str]:
     """Images and metadata of `rows` in `building`; name to SHA-256."""
-    for name in archive.classes:
+    for name in archive.labels:
         (building / "images" / name).mkdir(parents=True)
     for row in rows:
         link_or_copy(archive.folder / row["file_name"], building / row["file_name"])

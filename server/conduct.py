@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xfed.common.arms import recipe
+from xfed.common.config_family import sample_names
 from xfed.common.durable import sha256_file
 from xfed.common.errors import FederationError
 from xfed.common.messages import Describe, Description, Examples, Reply, Request, ShowExamples
@@ -41,6 +42,8 @@ from xfed.server.quality import archive_quality
 from xfed.server.report import verdict, write_report
 from xfed.server.report_signature import sign_report
 from xfed.server.run import ALL_SITES, Run
+from xfed.server.siblings import generator_cost
+from xfed.server.steering import agreement, judged_by, train_steering
 from xfed.server.synthetic_arm import score_synthetic_arm
 from xfed.server.votes import judge_archive
 
@@ -60,14 +63,18 @@ def conduct(run: Run) -> dict[str, Any]:
         return conduct_on_archive(run)
     generators = train_generators(run)
     recover(run.folder / "archive")
-    build_archive(run, generators.weights)
+    build_archive(run, generators.weights, train_steering(run) if study.unlabelled else None)
     received = delivered_manifest(run.folder)
-    _, images, labels = delivered(run.folder, study.classes)
+    _, images, labels = delivered(run.folder, study.labels)
     deliver_archive(run, received["root_sha256"], images, labels)
-    arms = train_classifiers(run, images, labels)
+    one = labels < len(study.classes)  # the others show several findings: they are in no arm
+    arms = train_classifiers(run, images[one], labels[one])
     judge = "DS1" if "DS1" in arms else next(iter(arms))
-    quality = archive_quality(run, judge, arms[judge].weights, images, labels)
-    quality["tstr"] = score_synthetic_arm(run, images, labels)
+    quality = archive_quality(run, judge, arms[judge].weights, images[one], labels[one])
+    quality["tstr"] = score_synthetic_arm(run, images[one], labels[one])
+    if study.unlabelled:
+        seen = agreement(study, arms[judge].weights, images, labels)
+        quality["steering"] = judged_by(received["steering"], seen, judge)
     judged = judge_archive(run, judge, arms[judge].weights)
     manifest, quality["privacy_tests"] = judged.manifest, judged.facts
     report = {
@@ -80,9 +87,12 @@ def conduct(run: Run) -> dict[str, Any]:
                     "holders": int(run.census.holders[label]),
                     "rounds": generators.history[name],
                 }
-                for label, name in enumerate(study.classes)
+                for label, name in enumerate(study.generators)
             },
+            "family": study.gan.family,
             "progress_rounds": sorted(generators.progress),
+            "progress_of": sample_names(study.classes, study.gan.family),
+            "cost": generator_cost(run, received),
         },
         "archive": {"counts": manifest["counts"], "root_sha256": received["root_sha256"], **quality},
         "privacy": privacy_section(run, generators.holders),
@@ -103,9 +113,10 @@ def conduct_on_archive(run: Run) -> dict[str, Any]:
     """Run or continue a study on an archive that exists (`archive.reuse`): phase 3 and its report. Raises `XfedError`."""
     study = run.study
     received = reused_archive(run.folder / "archive", study)
-    images, labels = read_archive(run.folder / "archive", study.classes)
+    images, labels = read_archive(run.folder / "archive", study.labels)
     deliver_archive(run, received["root_sha256"], images, labels)
-    arms = train_classifiers(run, images, labels)
+    one = labels < len(study.classes)
+    arms = train_classifiers(run, images[one], labels[one])
     report = {
         **_header(run),
         "arms": {name: _arm(run, name, arm, received["counts"]) for name, arm in arms.items()},

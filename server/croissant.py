@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xfed.server.archive_filter import COLUMNS
-from xfed.server.archive_manifest import METADATA
+from xfed.server.archive_manifest import METADATA, labels_of
 
 __all__ = ["croissant"]
 
@@ -67,10 +67,26 @@ _SCORES = {
 }
 
 
+_STEERED = {
+    "findings": ("sc:Text", "classes that the image was steered to show, joined by |"),
+    "latent": ("sc:Integer", "number of the latent that the search began from"),
+    "probability": ("sc:Float", "of the target in the steering classifier's eyes"),
+    "threshold": ("sc:Float", "probability from which an image was accepted"),
+    "moves": ("sc:Integer", "moves of the latent until then"),
+    "drift": ("sc:Float", "root mean square of the latent's way"),
+}
+
+
+def _label_means(manifest: Mapping[str, Any]) -> str:
+    if "steering" in manifest:
+        return "What a classifier saw in the image, which steered a generator of all images there; it may be several findings."
+    return "The class whose generator drew the image."
+
+
 def croissant(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON-LD document of the archive with this manifest."""
     about: Mapping[str, Any] = manifest.get("about", {})
-    counts = ", ".join(f"{name} {manifest['counts'][name]:,}" for name in manifest["classes"])
+    counts = ", ".join(f"{name} {manifest['counts'][name]:,}" for name in labels_of(manifest))
     size = manifest["image_size"]
     return {
         "@context": _TERMS | {term: f"cr:{term}" for term in _CROISSANT_TERMS},
@@ -94,9 +110,7 @@ def croissant(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "rai:dataCollectionType": ["Software Collection"],
         "rai:personalSensitiveInformation": manifest["privacy"],
         "rai:dataPreprocessingProtocol": [str(manifest.get("filter", {}).get("statement", "none"))],
-        "rai:dataAnnotationProtocol": [
-            f"The class whose generator drew the image. Curation: {manifest['curation']['summary']}"
-        ],
+        "rai:dataAnnotationProtocol": [f"{_label_means(manifest)} Curation: {manifest['curation']['summary']}"],
         "rai:dataLimitations": str(about.get("verdict") or "Usefulness was not measured."),
         "rai:dataUseCases": "Research and teaching on methods; training beside real images. Not diagnosis, not a test set.",
         "distribution": [
@@ -138,10 +152,11 @@ def croissant(manifest: Mapping[str, Any]) -> dict[str, Any]:
                     },
                     _field("image", "sc:ImageObject", "The picture.")
                     | {"source": {"fileSet": {"@id": "pictures"}, "extract": {"fileProperty": "content"}}},
-                    _column("label", "sc:Text", "The class whose generator drew the image."),
+                    _column("label", "sc:Text", _label_means(manifest)),
                     _column("label_index", "sc:Integer", "The class as a number."),
                     _column("seed", "sc:Text", "Seed of the image's latent vector."),
                     _column("generator_sha256", "sc:Text", "Digest of the generator's weights."),
+                    *(_column(name, *_STEERED[name]) for name in _STEERED if "steering" in manifest),
                     *(_column(name, "sc:Float", _SCORES[name]) for name in COLUMNS),
                 ],
             }

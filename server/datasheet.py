@@ -18,6 +18,8 @@ from typing import Any
 
 import jinja2
 
+from xfed.server.archive_manifest import labels_of
+
 __all__ = ["about_of", "datasheet"]
 
 MEASURED = ("quality", "features", "recognised", "tstr", "privacy_tests")
@@ -64,7 +66,9 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         source=_source(about, manifest),
         planned=_Lenient(manifest.get("planned", {}), "not stated"),
         drawn=_Lenient(sieve.get("drawn", {}), "not stated"),
-        rejected={name: sum(rejected[name].values()) if name in rejected else "not stated" for name in classes},
+        rejected={
+            name: sum(rejected[name].values()) if name in rejected else "not stated" for name in labels_of(manifest)
+        },
         short=", ".join(f"{name} lacks {count} images" for name, count in sieve.get("short", {}).items()),
         total=f"{sum(manifest['counts'].values()):,}",
         filter_text=_filter_text(sieve),

@@ -21,6 +21,7 @@ __all__ = ["StudyDisplay"]
 
 TITLES = {
     "data": "Images",
+    "shared": "1  Shared start",
     "gan": "1  Generators",
     "archive": "2  Archive",
     "classifier": "3  Classifiers",

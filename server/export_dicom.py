@@ -50,9 +50,11 @@ def dicom_file(
     _date(ds, manifest.get("released"))
     ds.SeriesNumber = str(int(row["label_index"]) + 1)
     ds.InstanceNumber = str(number)
-    ds.ImageComments = f"{MARK}. Drawn by a generative model for the class {label}."
+    what = " and ".join(row["findings"].split("|")) if "findings" in row else f"the class {label}"
+    of = "of all images, steered to" if "findings" in row else "of"
+    ds.ImageComments = f"{MARK}. Drawn by a generative model for {what}."
     ds.DerivationDescription = (
-        f"Drawn by the generator {row['generator_sha256'][:16]} of the class {label} with seed {row['seed']}; "
+        f"Drawn by the generator {row['generator_sha256'][:16]} {of} {what} with seed {row['seed']}; "
         f"no patient was imaged. Archive {root}."
     )
     ds.BurnedInAnnotation = "YES" if burn_in else "NO"

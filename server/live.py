@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from xfed.common.accounting import epsilon
 from xfed.common.config import Study, parse_study
+from xfed.common.config_family import sample_names
 from xfed.common.dp_events import exposures
 from xfed.common.errors import XfedError
 from xfed.common.ledger_lines import Line, read_line
@@ -105,6 +106,7 @@ class LiveRun:
             "name": study.name if study else None,
             "digest": digest,
             "classes": list(study.classes) if study else [],
+            "samples_of": sample_names(study.classes, study.gan.family) if study else [],
             "arms_planned": list(study.classifier.arms) if study else [],
             "private": study.private if study else False,
             "secure": study.secure if study else False,
@@ -162,9 +164,9 @@ class LiveRun:
     def _catch_up(self, study: Study, digest: str) -> None:
         checkpoints = (self._folder / "checkpoints").glob("gan-*.safetensors")
         newest = max((path for path in checkpoints if _CHECKPOINT.fullmatch(path.name)), default=None)
-        models = {name: self._folder / "models" / f"generator-{name}.safetensors" for name in study.classes}
+        models = {name: self._folder / "models" / f"generator-{name}.safetensors" for name in study.generators}
         if newest is None and all(path.is_file() for path in models.values()):
-            newest = models[study.classes[0]]  # fitted to embeddings alone: there are no rounds
+            newest = models[study.generators[0]]  # fitted to embeddings alone: there are no rounds
         if newest is not None and newest != self._samples_of:
             found = _read_samples(study, newest) if newest not in models.values() else _read_models(study, models)
             if found is not None:
@@ -200,7 +202,7 @@ def _read_samples(study: Study, path: Path) -> Samples | None:
 
     number = _CHECKPOINT.fullmatch(path.name)
     shown: Samples = {}
-    average: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in study.classes}
+    average: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in study.generators}
     try:
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -211,7 +213,7 @@ def _read_samples(study: Study, path: Path) -> Samples | None:
                     name, _, parameter = rest.partition("/")
                     average[name][parameter] = file.get_tensor(key)
         if number is not None and int(number[1]) not in shown:
-            shown[int(number[1])] = sample_images(study, average)
+            shown[int(number[1])] = sample_images(study, average, int(number[1]))
     except (OSError, SafetensorError, ValueError, KeyError, XfedError):
         return None
     return shown

@@ -55,14 +55,14 @@ function phases(live) {
 
 function samples(live) {
   $('samples-none').hidden = live.samples.length > 0;
-  part('samples-head', [live.classes, live.samples.length > 0], node => {
-    node.replaceChildren(...(live.samples.length ? [element('tr', {}, element('th', { scope: 'col' }, 'round'), ...live.classes.map(name => element('th', { scope: 'col' }, name)))] : []));
+  part('samples-head', [live.samples_of, live.samples.length > 0], node => {
+    node.replaceChildren(...(live.samples.length ? [element('tr', {}, element('th', { scope: 'col' }, 'round'), ...live.samples_of.map(name => element('th', { scope: 'col' }, name)))] : []));
   });
-  part('samples', [live.samples, live.classes, live.digest], node => {
+  part('samples', [live.samples, live.samples_of, live.digest], node => {
     const rows = new Map([...node.children].map(row => [row.dataset.round, row]));
     node.replaceChildren(...[...live.samples].reverse().map(round => rows.get(String(round)) ?? element('tr', { 'data-round': round },
       element('th', { scope: 'row' }, round === 0 ? 'fitted' : String(round)),
-      ...live.classes.map((name, label) => element('td', {}, element('img', { src: `/sample/${round}/${label}`, alt: `Synthetic ${name}, round ${round}`, width: 96, height: 96 }))))));
+      ...live.samples_of.map((name, label) => element('td', {}, element('img', { src: `/sample/${round}/${label}`, alt: `Synthetic ${name}, round ${round}`, width: 96, height: 96 }))))));
   });
 }
 

@@ -27,7 +27,9 @@ PACE = 10
 TITLES = {
     "embeddings": "Embeddings",
     "fits": "Fitting",
+    "shared": "Shared start",
     "gan": "Generators",
+    "steering": "Steering classifier",
     "archive": "Archive",
     "classifier": "Classifiers",
     "quality": "Quality",

@@ -9,8 +9,8 @@ Both lie in archive/ and travel with it; the release signs them (xfed.server.arc
 that is not in the report or the manifest; what was not measured is said in words and never 0.
 
 passport.json: schema 1, kind, name, study_digest, created, classes, image_size?, source, counts, root_sha256, verdict {summary,
-may [..], may_not [..]}, features, left_out?, quality {class: {..}}, recognised, tstr, real {arm: {balanced_accuracy, ..}},
-privacy {statement, epsilon?, delta?}, privacy_tests?, curation, filter?, vetoes?, digests, versions.
+may [..], may_not [..]}, features, left_out?, quality {class: {..}}, recognised, steering?, tstr, real {arm: {balanced_accuracy,
+..}}, privacy {statement, epsilon?, delta?}, privacy_tests?, curation, filter?, vetoes?, digests, versions.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def passport_of(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[
         "left_out": archive.get("left_out"),
         "quality": archive.get("quality"),
         "recognised": archive.get("recognised"),
+        "steering": archive.get("steering"),
         "tstr": archive.get("tstr"),
         "real": {name: _scores(facts) for name, facts in arms.items()},
         "guessing": guessing_rate(report),

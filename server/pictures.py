@@ -44,7 +44,7 @@ def pictures(report: Mapping[str, Any], panels: Panels) -> dict[str, Any]:
         result["rounds"] = [rounds[i] for i in chosen if i < len(rounds)]
         result["progress"] = {
             name: [figures.pixels(progress[i, c], most=MOST_SIDE) for i in chosen if i < len(rounds)]
-            for c, name in enumerate(classes)
+            for c, name in enumerate((report.get("gan") or {}).get("progress_of") or classes)
         }
     return result | _heat(classes, panels)
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xfed.common.accounting import claim
+from xfed.common.arms import STEERING
+from xfed.common.config_family import ALL
 from xfed.common.dp_events import Event, exposures
 from xfed.common.ledger_lines import Line
 from xfed.server.budgets import budgets_of
@@ -127,15 +129,16 @@ def _what(lines: Sequence[Line]) -> list[str]:
 
 
 def _released(run: Run, holders: Mapping[str, Sequence[str]], site: str) -> list[str]:
-    arms = run.study.classifier.arms
+    steered = run.study.unlabelled and run.study.archive.reuse is None
+    arms = (*run.study.classifier.arms, *([STEERING] if steered else []))
     if run.study.secure:
         return [
             "its share of the sums over all sites, under masks:",
-            *[f"generator of {name}" for name in run.study.classes],
+            *[_generator(name) for name in run.study.generators],
             *[f"classifier of {arm}" for arm in arms],
             "counts of images per class and split, confusion counts, score histograms, sums of features",
         ]
-    released = [f"generator of {name}" for name in run.study.classes if site in holders.get(name, ())]
+    released = [_generator(name) for name in run.study.generators if site in holders.get(name, ())]
     released += [f"classifier of {arm}" for arm in arms]
     return [
         *released,
@@ -143,3 +146,7 @@ def _released(run: Run, holders: Mapping[str, Sequence[str]], site: str) -> list
         "confusion counts and score histograms",
         "sums of features",
     ]
+
+
+def _generator(name: str) -> str:
+    return "generator of all images" if name == ALL else f"generator of {name}"

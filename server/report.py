@@ -17,7 +17,9 @@ The report holds (parts marked ? may be absent; a score may be None, "nothing to
     archive?  {counts {class: n}, quality? {class: {fid, fid_floor, kid, kid_floor, precision, recall, density,
                coverage, ms_ssim?, ms_ssim_real?, images_compared?, images_real?, images_floor?, equal_numbers?,
                kid_pooled?}}, left_out?, tstr? (a summary as of an arm, or {left_out}),
-               recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256, privacy_tests?}
+               recognised? {balanced_accuracy, per_class {class: share}}, features?, root_sha256, privacy_tests?,
+               steering? {.., targets {label: {tried, accepted, judge, ..}}}}
+    sibling?  another study beside this one: `xfed.server.siblings`
     privacy?  {sites {site: {unit, epsilon, delta, statement, released [..]}}}      epsilon None: infinite
     traffic?  {site: {sent_bytes, received_bytes, messages {name: n}}}              seen from the site
     timings? {phase: seconds}, versions? {..}, digests? {..}, events? [{time, kind, site, text}]
@@ -31,13 +33,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -258,6 +261,7 @@ def _html(report: Mapping[str, Any], panels: Panels) -> str:
         site_names=_site_names(report),
         statements=_statements(report),
         most_events=MOST_EVENTS,
+        many_arms=figures.MANY_ARMS,
     )
 
 
@@ -312,11 +316,13 @@ def render_again(folder: Path) -> Path:
     return write_report(folder, report, read_panels(folder))
 
 
-def terminal_table(report: Mapping[str, Any]) -> Table:
-    """DS1 beside DS3, per class and overall, for the end of a run."""
+def terminal_table(report: Mapping[str, Any]) -> Table | Group:
+    """DS1 beside DS3, per class and overall, for the end of a run; many arms: a row per arm, classes in a table of their own."""
     arms: Mapping[str, Any] = report.get("arms") or {}
-    title = re.sub(r"\s+", " ", verdict(report))
-    table = Table(caption=Text(title, style="default"), caption_justify="left", header_style="bold", expand=False)
+    caption = Text(re.sub(r"\s+", " ", verdict(report)), style="default")
+    if len(arms) >= figures.MANY_ARMS:
+        return Group(*_arm_rows(report["classes"], arms), caption)
+    table = Table(caption=caption, caption_justify="left", header_style="bold", expand=False)
     table.add_column("class")
     table.add_column("n", justify="right")
     for arm in arms:
@@ -333,6 +339,25 @@ def terminal_table(report: Mapping[str, Any]) -> Table:
         n = next((str(facts["n"]) for facts in arms.values() if facts.get("n") is not None), "–")
         table.add_row(label, n, *cells)
     return table
+
+
+def _arm_rows(classes: Sequence[str], arms: Mapping[str, Any]) -> tuple[Table, Table]:
+    overall, per_class = (Table("arm", header_style="bold", title_justify="left") for _ in range(2))
+    per_class.title = "sensitivity per class"
+    for heading in ("balanced accuracy", "accuracy", "AUC"):
+        overall.add_column(heading, justify="right")
+    for name in classes:
+        per_class.add_column(Text(name), justify="right", overflow="fold", min_width=9)
+    for arm, facts in arms.items():
+        spans = [_span(facts, score) or _number(facts.get(score)) for score in ("balanced_accuracy", "accuracy")]
+        overall.add_row(Text(arm), *spans, _number(facts.get("auc")))
+        entries = (facts.get("per_class", {}).get(name, {}) for name in classes)
+        per_class.add_row(Text(arm), *(_stacked(entry, "sensitivity") for entry in entries))
+    return overall, per_class
+
+
+def _stacked(facts: Mapping[str, Any], score: str) -> str:
+    return (_span(facts, score) or _number(facts.get(score))).replace(" [", "\n").replace("]", "").replace(", ", "–")
 
 
 def _overall_auc(facts: Mapping[str, Any], score: str) -> str:

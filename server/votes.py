@@ -60,7 +60,7 @@ def judge_archive(run: Run, arm: str, weights: Weights) -> Judged:
     Raises `FederationError` (no quorum), `DataError` (nothing is left).
     """
     study = run.study
-    names, _, labels = delivered(run.folder, study.classes)
+    names, _, labels = delivered(run.folder, study.labels)
     root = str(delivered_manifest(run.folder)["root_sha256"])
     kept = np.ones(len(names), bool)
     facts: dict[str, Any] = {"vote": {"left_out": PRIVATE if study.private else BY_STUDY.format(field="vote")}}
@@ -136,7 +136,7 @@ def _vote_facts(
         "calibrated": calibrated,
         "images": len(vetoed),
         "vetoed": out,
-        "vetoed_per_class": {name: int(vetoed[labels == label].sum()) for label, name in enumerate(run.study.classes)},
+        "vetoed_per_class": {name: int(vetoed[labels == label].sum()) for label, name in enumerate(run.study.labels)},
     }
 
 

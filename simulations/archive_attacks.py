@@ -9,7 +9,7 @@
     generator --latents by gradient descent, `--starts` times `--steps`--> how near it comes to the image --> score
     scores of both groups --> area under the ROC with interval, share of members found at 5% false alarms
 
-The second attack needs the generator itself (models/generator-<class>.safetensors), not its images alone: Chen et al. 2020, GAN-
+The second attack needs the generator itself (models/generator-<name>.safetensors), not its images alone: Chen et al. 2020, GAN-
 Leaks, section 4.3 ("white-box": reconstruction by optimising the latent). It takes minutes, and is not part of a study.
 """
 
@@ -28,12 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from xfed.client.store import Store, open_store
+from xfed.common import dcgan, pggan
 from xfed.common.config import Study, load_study
-from xfed.common.dcgan import Generator, draw_latent
 from xfed.common.devices import choose_device
 from xfed.common.durable import write_json
 from xfed.common.errors import DataError
+from xfed.common.gan import AnyGenerator
 from xfed.common.intervals import auc_interval, wilson_interval
+from xfed.common.latent_classes import project
 from xfed.common.nearest import nearest
 from xfed.common.randomness import numpy_generator, torch_generator
 from xfed.common.registry import load_generator
@@ -50,7 +52,7 @@ Scores = npt.NDArray[np.float64]
 
 
 def reconstruction_errors(
-    generator: Generator,
+    generator: AnyGenerator,
     images: Images,
     latent: int,
     *,
@@ -61,15 +63,17 @@ def reconstruction_errors(
 ) -> Scores:
     """How near `generator` comes to each of `images` uint8 [n, S, S]: least mean squared error, pixels in -1..1, float64 [n].
 
-    Adam on the latent, kept in its range -1..1, `steps` steps from each of `starts` random points.
+    Adam on the latent, kept on its prior's support, `steps` steps from each of `starts` random points.
     """
     generator = generator.to(device).eval().requires_grad_(False)
+    grown = isinstance(generator, pggan.Generator)
+    draw = pggan.draw_latent if grown else dcgan.draw_latent
     errors = np.empty(len(images))
     for begin in range(0, len(images), BATCH):
         target = torch.from_numpy(np.array(images[begin : begin + BATCH])).to(device).float()[:, None] / 127.5 - 1
         best = torch.full((len(target),), torch.inf, device=device)
         for _ in range(starts):
-            z = draw_latent(len(target), latent, rng).to(device).requires_grad_(True)
+            z = draw(len(target), latent, rng).to(device).requires_grad_(True)
             optimizer = torch.optim.Adam([z], lr=LEARNING_RATE, betas=(MOMENTUM, 0.999))
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
@@ -77,7 +81,7 @@ def reconstruction_errors(
                 error.sum().backward()
                 optimizer.step()
                 with torch.no_grad():
-                    z.clamp_(-1, 1)
+                    z.copy_(project(z, "sphere" if grown else "uniform"))
             with torch.no_grad():
                 best = torch.minimum(best, (generator(z) - target).pow(2).mean((1, 2, 3)))
         errors[begin : begin + BATCH] = best.double().cpu().numpy()
@@ -123,7 +127,7 @@ def attack_run(
     stores = [open_store(path / "store") for path in sorted((run / "sites").iterdir()) if path.is_dir()]
     if not stores or not (run / "archive" / "manifest.json").is_file():
         raise DataError(f"{run} is not the folder of a finished simulated study: it needs sites/ and archive/.")
-    images, labels = read_archive(run / "archive", study.classes)
+    images, labels = read_archive(run / "archive", study.labels)
     return {
         name: _attack_class(study, run, stores, label, images[labels == label], patients, steps, starts)
         for label, name in enumerate(study.classes)
@@ -147,7 +151,8 @@ def _attack_class(
     ]
     together = np.concatenate(groups)
     near = nearest(together, synthetic, device=device).distance.astype(np.float64)
-    generator, facts = load_generator(run / "models" / f"generator-{name}.safetensors")
+    own = study.generators[0] if study.unlabelled else name
+    generator, facts = load_generator(run / "models" / f"generator-{own}.safetensors")
     errors = reconstruction_errors(
         generator,
         together,

@@ -83,10 +83,18 @@ def phantom(
     patients: Annotated[int, typer.Option(help="patients per class", min=1, max=100_000)] = 100,
     images_per_patient: Annotated[float, typer.Option(help="mean images of a patient", min=1, max=5)] = 1.3,
     seed: Annotated[int, typer.Option(min=0)] = 2018,
+    kind: Annotated[str, typer.Option(help="chest, or luggage: bags with one of five contents")] = "chest",
 ) -> None:
-    """Draw procedural chest X-rays of the five classes: for demonstrations and tests, never for diagnosis."""
+    """Draw procedural chest X-rays of the five classes, or of luggage: for demonstrations and tests, never for diagnosis."""
     from xfed.simulations.phantom import write_phantom_folder
 
+    if kind != "chest":
+        from xfed.simulations.luggage import write_kind
+
+        with progress_bar("Luggage") as advance:
+            count = write_kind(kind, out, patients, images_per_patient, size, seed, advance)
+        Console().print(f"{count} images and labels.csv in {out.resolve()}", highlight=False, soft_wrap=True)
+        return
     classes = Study(name="phantom").classes
     settings = Phantom(patients=dict.fromkeys(classes, patients), images_per_patient=images_per_patient)
     with progress_bar("Phantoms") as advance:

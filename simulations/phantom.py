@@ -1,4 +1,4 @@
-"""Procedural chest films with five findings: labelled data for demos and tests, of nobody.
+"""Procedural chest films with six findings: labelled data for demos and tests, of nobody.
 
 ::
 
@@ -53,6 +53,7 @@ FINDINGS = {  # class -> what the NIH label file calls it
     "Pleural Effusion": "Effusion",
     "Pulmonary Edema": "Edema",
     "Pneumothorax": "Pneumothorax",
+    "Consolidation": "Consolidation",
 }
 DEFAULT_PATIENTS = 100
 TWO_CLASSES = 0.05  # share of patients with images in two classes
@@ -149,6 +150,8 @@ class _Finding:
     fluid: tuple[float, float] = (0.0, 0.0)
     haze: float = 0.0
     collapse: tuple[float, float] = (0.0, 0.0)
+    solid: tuple[float, float] = (0.0, 0.0)  # how dense a lobe is
+    upper: bool = False  # which lobe
 
 
 def _draw_finding(
@@ -171,6 +174,9 @@ def _draw_finding(
     if finding == "Pneumothorax":
         size = 0.26 + 0.54 * extent
         return _Finding(heart_ratio=ratio, collapse=(one[0] * size, one[1] * size))
+    if finding == "Consolidation":
+        density = 0.55 + 0.45 * extent
+        return _Finding(heart_ratio=ratio, solid=(one[0] * density, one[1] * density), upper=other < 0.5)
     return _Finding(heart_ratio=ratio)
 
 
@@ -201,6 +207,14 @@ def _attenuation(
         fluff = 0.85 + 0.3 * texture(exposure, fine, 14) + 0.2 * texture(exposure, fine, 30)
         air = air * (1 - found.haze * np.clip(0.72 * np.exp(-(far**3)) * fluff + 0.10, 0, 0.9))
         tree = tree * np.float32(1.15)
+    if max(found.solid):  # a lobe without air, sharp at its fissure; the bronchi still hold air: dark branches in it
+        depth = (y - anatomy.apex) / (per_side(chest.domes) - anatomy.apex)
+        fissure = 0.46 + 0.10 * (chest.outward - 0.5)
+        lobe = edge(fissure - depth, 0.03) if found.upper else edge(depth - fissure, 0.03) * edge(1.02 - depth, 0.10)
+        lobe = lobe * per_side(found.solid) * (0.9 + 0.1 * texture(exposure, fine, 12))
+        tissue = tissue + 0.16 * lobe * lungs
+        air = air * (1 - 0.88 * lobe)
+        tree = tree * (1 - 2.4 * lobe)
     if max(found.fluid):  # fluid up to a meniscus that climbs the chest wall
         level = per_side(found.fluid)
         surface = per_side(chest.domes) + np.float32(0.6 * anatomy.sulcus + 0.05) - level * np.float32(0.62)

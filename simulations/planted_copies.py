@@ -32,7 +32,7 @@ from xfed.client.vote import vote
 from xfed.common.config import Study, parse_study
 from xfed.common.randomness import numpy_generator, torch_generator
 from xfed.simulations.judge import taught_classifier
-from xfed.simulations.phantom import FINDINGS, apply_style, phantom_arrays, site_style
+from xfed.simulations.phantom import apply_style, phantom_arrays, site_style
 
 __all__ = ["PROMISED", "hospital", "plant", "taught", "toy_study"]
 
@@ -116,13 +116,12 @@ def _moved(images: Images, degrees: float, zoom: float) -> Images:
 
 
 def toy_study(size: int, seed: int) -> Study:
-    """A study of phantoms of all findings at three hospitals, with a small classifier."""
+    """A study of phantoms of the five classes at three hospitals, with a small classifier."""
     return parse_study(
         {
             "name": "planted",
             "seed": seed,
             "image_size": size,
-            "classes": list(FINDINGS),
             "sites": {"count": SITES, "style_shift": 0.2},
             "classifier": {"width": 8, "batch": 64},
         },

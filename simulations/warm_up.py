@@ -16,7 +16,7 @@ import numpy as np
 from xfed.common.classifier import predict, train_round
 from xfed.common.config import Study
 from xfed.common.devices import choose_device
-from xfed.common.gan import new_gan_state, train_gan_round
+from xfed.common.generator_family import new_state, train_generator
 from xfed.common.randomness import numpy_generator, torch_generator
 from xfed.common.registry import build_classifier
 
@@ -28,9 +28,11 @@ def warm_up(study: Study) -> None:
     device, rng = choose_device(study.runtime.device), numpy_generator(study.seed, "warm up")
     images = rng.integers(0, 256, (len(study.classes), study.image_size, study.image_size), dtype=np.uint8)
     rows = np.arange(len(images), dtype=np.int64)
-    state = new_gan_state(study, device, "warm up")
-    one_step = study.gan.model_copy(update={"steps_per_round": 1})
-    train_gan_round(state, images, rows, one_step, torch_generator(study.seed, "warm up"), study.precision)
+    state = new_state(study, device, "warm up")
+    # the last step of all, in a study of one step per round: a PGGAN is grown by then
+    steps = study.gan.rounds * study.gan.steps_per_round
+    one_step = study.model_copy(update={"gan": study.gan.model_copy(update={"steps_per_round": 1, "rounds": steps})})
+    train_generator(one_step, state, images, rows, torch_generator(study.seed, "warm up"), steps)
     model = build_classifier(study)
     train_round(
         model,

@@ -297,7 +297,7 @@ def test_huge_shapes_are_refused_by_their_shape_alone(kind: str) -> None:
 def test_the_expected_shapes_are_those_of_the_built_models(model: str, size: int) -> None:
     study = tiny(image_size=size, classifier={"model": model})
     for name, weights, build in (
-        ("generator", bounds._generator_shapes(size, study.gan.width, study.gan.latent), build_generator),
+        ("generator", bounds._generator_shapes("dcgan", size, study.gan.width, study.gan.latent), build_generator),
         ("classifier", bounds._classifier_shapes(model, size, 3, study.classifier.width), build_classifier),
     ):
         built = parameters_of(build(study))

@@ -34,7 +34,7 @@ from xfed.simulations.phantom import (
     write_phantom_folder,
 )
 
-CLASSES = tuple(FINDINGS)
+CLASSES = Study(name="x").classes
 SIZE = 64
 PATIENTS = 30
 
@@ -63,9 +63,9 @@ def sides(images: np.ndarray, inner: float, outer: float, y: tuple[float, float]
 
 
 def test_findings_are_the_default_classes() -> None:
-    assert Study(name="x").classes == CLASSES
-    with pytest.raises(ConfigError, match=r"no phantom of 'Consolidation'.*Cardiomegaly"):
-        film("Consolidation", 0)
+    assert (*CLASSES, "Consolidation") == tuple(FINDINGS)
+    with pytest.raises(ConfigError, match=r"no phantom of 'Nodule'.*Cardiomegaly"):
+        film("Nodule", 0)
     with pytest.raises(ConfigError, match="16"):
         film("Normal", 0, size=8)
 
@@ -401,3 +401,18 @@ def test_drawing_in_a_style_changes_the_film_and_not_the_finding() -> None:
     style = site_style(0, 1, 1.0)
     sick, well = (film(name, 0, style=style).astype(float) for name in ("Cardiomegaly", "Normal"))
     assert (sick - well)[28:44, 36:48].mean() > 8
+
+
+def test_consolidation_is_one_lobe_without_air_with_bronchi_dark_in_it(films: dict[str, np.ndarray]) -> None:
+    """Against the same patients' normal films: brighter in one lobe of one lung, and nowhere else."""
+    solid = np.stack([film("Consolidation", k) for k in range(PATIENTS)]).astype(float)
+    brighter = solid - films["Normal"]
+    lobes = np.stack([sides(brighter, 0.25, 0.55, rows) for rows in ((-0.60, -0.30), (0.05, 0.25))], axis=2)
+    flat = lobes.reshape(PATIENTS, 4)
+    ordered = np.sort(flat, axis=1)
+    assert (ordered[:, -1] > 15).all(), "the lobe is opaque"
+    assert (np.abs(ordered[:, :2]) < 6).all(), "the other lung is as it was"
+    assert {int(flat[k].argmax()) for k in range(PATIENTS)} == {0, 1, 2, 3}, "every lobe happens"
+    # inside the lobe the branches are darker than around them: the same branches are brighter in the air of a normal lung
+    large = film("Consolidation", 3, size=256).astype(float) - film("Normal", 3, size=256).astype(float)
+    assert large.max() > 25

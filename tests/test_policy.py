@@ -101,7 +101,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
 # these say no to every study of this version once they are set: its value, a value that allows, the words
 ALL_OR_NOTHING: dict[str, tuple[Any, Any, str]] = {
     "phases": (("generators", "archive"), PHASES, "phases: the study wants classifier"),
-    "generator_models": (("other",), ("dcgan", "other"), "gan.model: the study wants dcgan"),
+    "generator_models": (("other",), ("dcgan", "other"), "gan.family: the study wants dcgan"),
     "metrics": (("counts", "losses"), METRICS, "metrics: the study wants scores"),
     "allow_non_private": (False, True, "without differential privacy"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import re
@@ -382,3 +383,66 @@ def test_the_terminal_table_holds_both_arms(capsys):
     console.print(terminal_table(hostile))
     assert "[red]x[/nope]" in console.export_text()
     console.print(terminal_table({"schema": 1, "name": "x", "classes": ["a"], "arms": {}}))
+
+
+# ---- four arms or more: a row per arm
+
+
+def many() -> dict:
+    report = example()
+    for number, arm in enumerate(("plain", "weighted", "augmented", "<b>odd</b>")):
+        report["arms"][arm] = _arm(number + 3, 0.5 + 0.2 * number, CLASSES, SITES, 0)
+    return report
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_many_arms_are_rows_and_keep_every_number(tmp_path):
+    report = many()
+    page = _page(tmp_path, report)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "a row per arm" in html
+    assert 'colspan="6"' not in html, "no group of columns per arm"
+    assert 'colspan="2"' not in html
+    assert "<b>odd" not in html
+    shown = set(page.values)
+    for arm in report["arms"].values():
+        for facts in (arm, *arm["sites"].values()):
+            assert {facts["balanced_accuracy"], *facts["balanced_accuracy_interval"]} <= shown
+        for entry in arm["per_class"].values():
+            for score in ("sensitivity", "specificity", "auc"):
+                assert {entry[score], *entry[f"{score}_interval"]} <= shown
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    few = _page(tmp_path / "few", example())
+    assert "a row per arm" not in few.text
+    assert "DS3 − DS1" in few.text
+    assert "DS3 − DS1" in page.text
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_the_terminal_tables_of_many_arms_have_a_row_per_arm(width):
+    report = many()
+    console = Console(width=width, record=True, quiet=False)
+    console.print(terminal_table(report))
+    text = console.export_text()
+    rows: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("│"):
+            name = line.split("│")[1].strip()
+            rows[name] = rows.get(name, "") + line
+    assert set(report["arms"]) <= set(rows)
+    for arm, facts in report["arms"].items():
+        low, high = facts["balanced_accuracy_interval"]
+        assert f"{facts['balanced_accuracy']:.2f} [{low:.2f}, {high:.2f}]" in rows[arm]
+        for entry in facts["per_class"].values():
+            assert f"{entry['sensitivity']:.2f}" in rows[arm]
+            low, high = entry["sensitivity_interval"]
+            assert f"{low:.2f}–{high:.2f}" in text
+    assert "DS3 (real + synthetic) reached" in text
+
+
+def test_many_arms_are_drawn_a_row_each():
+    arms = many()["arms"]
+    svg = base64.b64decode(figures.sensitivity_dots(arms, CLASSES, 0.2).split(",")[1]).decode()
+    texts = re.findall(r">([^<>]+)</text>", svg)
+    assert all(texts.count(name) == 1 for name in (*CLASSES, *(arm for arm in arms if "<" not in arm)))
+    assert "&lt;b&gt;odd&lt;/b&gt;" in texts

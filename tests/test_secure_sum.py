@@ -51,13 +51,12 @@ from xfed.common.secure_primitives import (
     add_stream,
     agree,
     fields,
-    join,
     new_private_key,
     public_key_of,
     seal,
-    split,
     unseal,
 )
+from xfed.common.secure_shares import join, split
 from xfed.common.secure_sum import Session, advertise, exchange, mask, new_session, reveal, session_from_bytes
 
 STUDY = "5" * 64
@@ -810,7 +809,7 @@ def test_a_site_killed_after_every_step_goes_on_with_the_same_keys() -> None:
 def test_a_torn_session_file_is_named_and_secrets_are_not_shown() -> None:
     session = _Exchange.begin(2).sessions["site-1"]
     whole = session.to_bytes()
-    for damaged in (b"", whole[:-1], whole[:300], b"[]", b"{}", b'{"schema": 2}', whole.replace(b'"seed"', b'"need"')):
+    for damaged in (b"", whole[:-1], whole[:300], b"[]", b"{}", b'{"schema": 1}', whole.replace(b'"seed"', b'"need"')):
         with pytest.raises(CheckpointError, match="Delete it"):
             session_from_bytes(damaged)
     shown = repr(session)
@@ -820,6 +819,22 @@ def test_a_torn_session_file_is_named_and_secrets_are_not_shown() -> None:
         assert secret.hex() not in shown
     public = b"".join([advertise(session, _signer("site-1")), *session.letters.values()])
     assert not any(secret in public for secret in (session.seed, session.mask_key, session.cipher_key))
+
+
+def test_what_pairs_agree_on_is_worked_out_once_kept_secret_and_forgotten_at_the_end() -> None:
+    run = _Exchange.begin(3)
+    names = _names(3)
+    for site in names:
+        run.mask(site, CONTEXT, *_words(1, site))
+    first, second = run.sessions["site-1"], run.sessions["site-2"]
+    assert first.pairs.keys() == {"site-2", "site-3"}
+    assert first.pairs["site-2"] == second.pairs["site-1"] == agree(first.mask_key, second.advert.mask_key)
+    assert not any(repr(secret) in repr(first) for secret in first.pairs.values())
+    assert session_from_bytes(first.to_bytes()) == first
+    run.mask("site-1", OTHER, *_words(1, "site-1"))
+    assert run.sessions["site-1"].pairs is first.pairs
+    run.reveal("site-1", Partition(survivors=names))
+    assert not run.sessions["site-1"].pairs
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------

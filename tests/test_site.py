@@ -61,7 +61,7 @@ def test_another_study_is_refused_before_the_store_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (m.TrainGan(study="S", class_name="Luggage", round=1, weights={}), "not a class"),
+        (m.TrainGan(study="S", class_name="Luggage", round=1, weights={}), "not a generator"),
         (m.TrainGan(study="S", class_name="Pleural Effusion", round=1, weights={}), "too few"),
         (m.TrainGan(study="S", class_name="Normal", round=1, weights={}), "do not fit"),
         (m.TrainClassifier(study="S", arm="DS9", round=1, weights={}), "not an arm"),
@@ -86,7 +86,7 @@ def test_an_answer_is_stored_and_sent_again_not_computed_again(tmp_path: Path, m
     first = site.answer(_train_request(site))
     assert isinstance(first, m.GanUpdate)
     calls: list[int] = []
-    monkeypatch.setattr("xfed.client.site.train_gan_round", lambda *a: calls.append(1))
+    monkeypatch.setattr("xfed.client.open_training.train_generator", lambda *a: calls.append(1))
     again = Site(tmp_path).answer(_train_request(site))
     assert isinstance(again, m.GanUpdate)
     assert not calls

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +131,7 @@ def _xfed_gan(study: Study, images: npt.NDArray[np.uint8], device: torch.device)
 
 def _plain_gan(study: Study, data: _PngFolder, device: torch.device) -> Turn:
     settings = study.gan
-    g = build_generator(study, ("benchmark", "g")).to(device)
+    g = cast(Generator, build_generator(study, ("benchmark", "g"))).to(device)
     d = Discriminator(study.image_size, settings.width, torch_generator(study.seed, "benchmark", "d")).to(device)
     betas = (settings.momentum, 0.999)
     adam_g = torch.optim.Adam(g.parameters(), settings.learning_rate_g, betas=betas)
