@@ -96,4 +96,4 @@ def _facts(event: dict[str, Any]) -> str:
         # a private study scores no round
         scores = {arm: facts.get("validation_balanced_accuracy") for arm, facts in event["arms"].items()}
         return "  ".join(f"{arm} {score:.3f}" for arm, score in scores.items() if score is not None)
-    return ""
+    return f"{event['accepted']} accepted" if "accepted" in event else ""

@@ -30,6 +30,7 @@ TITLES = {
     "shared": "Shared start",
     "gan": "Generators",
     "steering": "Steering classifier",
+    "steered": "Search of latents",
     "archive": "Archive",
     "classifier": "Classifiers",
     "quality": "Quality",

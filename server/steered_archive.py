@@ -167,6 +167,9 @@ class Target:
         }
         self._parts.append(found)
         self._tried += SEARCH
+        self._all.run.journal.write(
+            "round", phase=self._phase, round=self._tried, rounds=self._limit, accepted=len(self._images)
+        )
 
     def _images_of(self, z: Tensor) -> Tensor:
         images: Tensor = as_pixels(self._all.generator(z))

@@ -52,9 +52,11 @@ def facts_of(root: Path, study: Study, outcome: Outcome) -> Facts:
     out = root / "federation" / "runs" / study.name
     models = {path.name: _model_digest(path) for path in sorted((out / "models").glob("*.safetensors"))}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    facts = {name: report[name] for name in ("arms", "gan", "archive", "totals", "digests")}
+    facts["gan"] = {name: value for name, value in report["gan"].items() if name != "cost"}  # seconds differ
     return Facts(
         models=models,
-        report={name: report[name] for name in ("arms", "gan", "archive", "totals", "digests")},
+        report=facts,
         answers={site: _stored(root / site, outcome.kept.get(site, [])) for site in study.site_names()},
     )
 

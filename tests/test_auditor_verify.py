@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from tests.audited import SiteLedger, poisson, run_folder, study, study_ledger
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny
 from xfed.common.auditor.attempts import follow
 from xfed.common.auditor.chain import Mark, audit_site
 from xfed.common.auditor.cli import app
@@ -404,6 +404,11 @@ def test_a_ledger_without_a_run_is_verified_by_its_head(run: Path, tmp_path: Pat
     (alone / "site-01.head.json").unlink()
     assert "cut off at the end" in str(gather([alone / "site-01.jsonl"], None, {}).problems[0])
     assert gather([alone / "site-01.jsonl"], run, {}).run == run
+
+
+def test_the_auditor_names_a_study_as_everybody_else_does() -> None:
+    study = tiny(experiment={"folds": 3}, runtime={"workers": 7})
+    assert study_digest(study.resolved()) == study.digest == tiny().digest
 
 
 def test_the_auditor_does_not_depend_on_what_it_audits() -> None:

@@ -163,10 +163,10 @@ from pathlib import Path
 import torch
 from xfed.simulations import chaos_job
 chaos_job.preload()
-from xfed.client import site
+from xfed.client import open_training
 from xfed.client.answers import Answers
 Answers.find = lambda self, request: None
-site.torch_generator = lambda *names: torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
+open_training.torch_generator = lambda *names: torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "big"))
 schedule = chaos_job.make_schedule(int(sys.argv[2]))
 result = chaos_job.run_schedule(schedule, Path(sys.argv[1]), 31000)
 assert result["problems"], "a site that forgets and trains anew was not noticed"

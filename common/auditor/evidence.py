@@ -31,7 +31,6 @@ import yaml
 
 from xfed.common.auditor.chain import Mark, Problem, SiteAudit, audit_site
 from xfed.common.auditor.keys import canonical, ed25519_fingerprint, ed25519_signed, plain_base64, read_json
-from xfed.common.config import NOT_IN_DIGEST
 from xfed.common.errors import ConfigError
 
 __all__ = ["COORDINATOR", "Evidence", "check_report", "gather", "phases_read", "study_digest"]
@@ -44,6 +43,7 @@ _MESSAGES = {
     "scores": {"Scores", "NoisyScores"},
 }
 """What a site's answers are called that are computed from patients, by the ledger's phase."""
+_NOT_IN_DIGEST = {"runtime", "experiment"}  # as xfed.common.config has it; an auditor needs none of that
 _ASK = "ask the coordinator for the run folder again, and keep this copy"
 
 
@@ -174,7 +174,7 @@ def _problem(file: str, line: int | None, what: str, remedy: str = _ASK) -> Prob
 
 def study_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a resolved study without `runtime` and `experiment`: how reports and ledgers name it."""
-    values = {key: value for key, value in config.items() if key not in NOT_IN_DIGEST}
+    values = {key: value for key, value in config.items() if key not in _NOT_IN_DIGEST}
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
