@@ -8,6 +8,7 @@
     models/classifier-<arm> of each run --> all test images of the base's sites, in one order --> TASK/outcomes.npz (the commit)
 
 outcomes.npz: sites, rows, labels, patients int64 [n]; probabilities float32 [m, n, C], m models (sites for `alone`, else 1).
+The process ends with the one that began it, however that ended: a task without a pool would hold its folder's lock unseen.
 Checkpoints, answers and copies go when the task is finished: report.json, report.html and models/ stay.
 """
 
@@ -15,8 +16,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -196,9 +200,22 @@ def _trim(run: Path, keep_archive: bool) -> None:
         remove_tree(run / "archive")
 
 
+def _end_with_parent(every_s: float = 1.0) -> None:
+    """End this process when the one that began it is gone. Nothing is lost: every task goes on from what is on disk."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Entry point of the process; exit code 1 with the reason on stderr where the task cannot be done."""
     torch.set_num_threads(1)
+    _end_with_parent()
     try:
         run_task(Path(arguments[0]))
     except XfedError as error:

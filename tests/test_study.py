@@ -168,6 +168,27 @@ def test_a_task_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
         check_failures(failed)
 
 
+def test_a_task_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
+    folder = plan_task(tasks(small())[0], tmp_path, None)
+    parent = (
+        "import subprocess, sys, time;"
+        "child = subprocess.Popen([sys.executable, '-m', 'xfed.simulations.study_job', sys.argv[1]]);"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("run/sites/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    run_task(folder)
+    assert (folder / OUTCOMES).is_file()
+
+
 @pytest.mark.slow
 def test_a_study_killed_goes_on_to_the_same_bits(done: Path, tmp_path: Path) -> None:
     script = (
