@@ -128,7 +128,9 @@ def _notes(values: Values) -> list[str]:
     if any(not row.get("shown") for row in comparisons):
         notes.append("“No gain shown” does not mean “equal”: more patients, folds or seeds could show one.")
     if any(row.get("seeds") == 1 for row in comparisons):
-        notes.append("One seed: how much scores move when training is repeated is not in the intervals.")
+        notes.append(
+            "One training run of each fold: how much scores move when training is repeated is not in the intervals."
+        )
     failed = [f"{arm} ({group_label(group)})" for group in groups for arm, facts in _arms(group) if facts.get("failed")]
     failed += list(values.get("failed") or {})
     if failed:

@@ -274,6 +274,6 @@ def verdict(name_a: str, name_b: str, comparison: Comparison, comparisons: int) 
     else:
         found = f"{name_a} is {'better' if comparison.value > 0 else 'worse'} than {name_b}"
     corrected = "one comparison" if comparisons == 1 else f"corrected for {comparisons} comparisons"
-    seeds = "one seed, so without the noise of training" if comparison.seeds == 1 else f"{comparison.seeds} seeds"
+    seeds = "one training run of each fold" if comparison.seeds == 1 else f"{comparison.seeds} seeds"
     figures = f"{_signed(comparison.value)} [{_signed(comparison.low)}, {_signed(comparison.high)}]"
     return f"{found}: {what} {figures} ({100 * comparison.confidence:g}% interval, {corrected}; {seeds})."

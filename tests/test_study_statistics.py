@@ -463,7 +463,7 @@ def test_the_verdict_in_words() -> None:
     one = verdict("a", "b", replace(_comparison(0.0, -0.1, 0.1, seeds=1, score="class_auc:2"), comparisons=1), 1)
     assert one == (
         "a against b: no gain shown, nor a loss: AUC of class 2 +0.000 [-0.100, +0.100] "
-        "(95% interval, one comparison; one seed, so without the noise of training)."
+        "(95% interval, one comparison; one training run of each fold)."
     )
     with pytest.raises(ValueError, match="corrected for 9"):
         verdict("a", "b", _comparison(0.0, -0.1, 0.1), 4)
